@@ -1,0 +1,234 @@
+"""Frozen option classes: every limit, deadline and policy by name.
+
+Belongs here: names, units, defaults, validation. Does not belong here: acting on them.
+A wrong value is a ValueError that names the field.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from gws_gevent.handshake import Request
+
+__all__ = ["ClientOptions", "ServerOptions"]
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+
+#: Headers of the opening handshake and of HTTP framing: `response_headers` and a client's `headers` may not set them.
+PROTECTED_HEADERS = frozenset({
+    "connection", "upgrade", "host", "content-length", "transfer-encoding", "sec-websocket-accept", "sec-websocket-extensions",
+    "sec-websocket-key", "sec-websocket-protocol", "sec-websocket-version",
+})
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+def _seconds(default: float | None, *, optional: bool = False) -> Any:
+    return field(default=default, metadata={"check": _check_seconds, "optional": optional})
+
+
+def _bytes(default: int) -> Any:
+    return field(default=default, metadata={"check": _check_count, "least": 1})
+
+
+def _count(default: int | None, *, least: int = 0, optional: bool = False) -> Any:
+    return field(default=default, metadata={"check": _check_count, "least": least, "optional": optional})
+
+
+def _flag(default: bool) -> Any:
+    return field(default=default, metadata={"check": _check_flag})
+
+
+def _check_seconds(value: Any, _meta: Mapping[str, Any]) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        return "must be a positive number of seconds"
+    return None
+
+
+def _check_count(value: Any, meta: Mapping[str, Any]) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < meta["least"]:
+        return f"must be a whole number of at least {meta['least']}"
+    return None
+
+
+def _check_flag(value: Any, _meta: Mapping[str, Any]) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
+class _Checked:
+    """Runs each field's check after construction."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            check = item.metadata.get("check")
+            value = getattr(self, item.name)
+            if check is None or (value is None and item.metadata.get("optional")):
+                continue
+            problem = check(value, item.metadata)
+            if problem:
+                also = " or None" if item.metadata.get("optional") else ""
+                raise ValueError(f"{item.name}: {problem}{also}, not {value!r}")
+
+    def _normalise(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOptions(_Checked):
+    """What both sides of a connection share. See ServerOptions and ClientOptions."""
+
+    read_max_payload_size: int = _bytes(16 * MiB)
+    """Bytes of one message after decompression. A frame that declares more is refused on its header with 1009."""
+    write_max_payload_size: int = _bytes(16 * MiB)
+    """Bytes of one message to write. A larger one raises MessageTooLarge and nothing of it is sent."""
+    max_fragments: int = _count(131_072, least=1)
+    """Fragments of one message; 1009 above it."""
+    check_utf8: bool = _flag(True)
+    """Check incoming text and close reasons; 1007 on the first bad fragment. Off: bad bytes arrive as U+FFFD."""
+    parallel: int = _count(0)
+    """Messages of one connection handled at once. 0 keeps order in the connection's own greenlet."""
+    handshake_timeout: float = _seconds(5.0)
+    """Seconds for the whole opening handshake, TLS and the request head (server) or the response (client) included."""
+    close_timeout: float = _seconds(5.0)
+    """Seconds to wait for the peer's close frame before the transport is aborted."""
+    ping_interval: float | None = _seconds(30.0, optional=True)
+    """Seconds without a frame from the peer before it is pinged. None: no keepalive."""
+    ping_timeout: float | None = _seconds(30.0, optional=True)
+    """Seconds a ping may stay unanswered before the transport is aborted. None: for ever."""
+    read_timeout: float | None = _seconds(None, optional=True)
+    """Seconds without any frame before the transport is aborted. None: for ever."""
+    message_timeout: float | None = _seconds(60.0, optional=True)
+    """Seconds from a message's first byte to its last. None: for ever."""
+    write_timeout: float | None = _seconds(30.0, optional=True)
+    """Seconds a peer may take no bytes while there are some to send. None: for ever."""
+    write_high_water: int = _bytes(64 * KiB)
+    """Bytes of unsent output above which a writing greenlet waits."""
+    write_queue_size: int = _bytes(1 * MiB)
+    """Bytes of unsent output above which asynchronous writes meet `slow_consumer`."""
+    slow_consumer: Literal["close", "drop", "block"] = "close"
+    """What meets an asynchronous write to a full queue: close with 1008, drop the newest, or block the caller."""
+    max_buffered: int = _bytes(1 * GiB)
+    """Bytes of incomplete messages and unsent output over all connections; above it the largest offender is closed (1013)."""
+    no_delay: bool = _flag(True)
+    """Set TCP_NODELAY."""
+    new_session: Callable[[], MutableMapping[Any, Any]] | None = None
+    """Makes `conn.session` on first use. None: SessionStorage."""
+    recovery: bool = _flag(True)
+    """Log a handler's exception and close that connection with 1011. Off: also hand it to the hub's error handler."""
+    logger: logging.Logger | logging.LoggerAdapter[Any] | None = None
+    """Where records go; each carries the connection's id and peer. None: logging.getLogger("gws_gevent")."""
+    subprotocols: Sequence[str] = ()
+    """Server: supported, in order of preference. Client: offered, in order of preference."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.slow_consumer not in ("close", "drop", "block"):
+            raise ValueError(f"slow_consumer: must be 'close', 'drop' or 'block', not {self.slow_consumer!r}")
+        if self.new_session is not None and not callable(self.new_session):
+            raise ValueError(f"new_session: must be callable or None, not {self.new_session!r}")
+        if self.logger is not None and not isinstance(self.logger, logging.Logger | logging.LoggerAdapter):
+            raise ValueError(f"logger: must be a logging.Logger or None, not {self.logger!r}")
+        self._normalise("subprotocols", _check_subprotocols(self.subprotocols))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(ConnectionOptions):
+    """Options of a Server or Upgrader."""
+
+    max_request_head: int = _count(16 * KiB, least=64)
+    """Bytes of request line and headers: 414 or 431 above it. Twice nginx's header buffer. Also at most 100 header lines."""
+    trusted_proxies: Sequence[str] = ()
+    """Networks (`"10.0.0.0/8"`), addresses, or `"unix"` for every Unix-socket peer, whose X-Forwarded-For or Forwarded header
+    and PROXY protocol header set `remote_address`."""
+    require_subprotocol: bool = _flag(False)
+    """Refuse with 400 a client that offers none of `subprotocols`."""
+    origins: Sequence[str | re.Pattern[str]] | None = None
+    """Allowed Origin values, exact strings or patterns that match whole; others are refused with 403. None: any."""
+    authorize: Callable[[Request, MutableMapping[Any, Any]], Any] | None = None
+    """Called as authorize(request, session) after the header checks. False refuses with 401; a Refusal, returned or raised, as it says."""
+    response_headers: Mapping[str, str] = field(default_factory=dict)
+    """Extra headers of the 101 response."""
+    keep_request: bool = _flag(False)
+    """Keep `conn.request` after on_open. Off: it is freed before the read loop."""
+    max_connections: int | None = _count(None, least=1, optional=True)
+    """Connections open at once; above it a request is answered 503 and accepting goes on. None: no bound."""
+
+    def __post_init__(self) -> None:
+        ConnectionOptions.__post_init__(self)
+        self._normalise("trusted_proxies", _check_networks(self.trusted_proxies))
+        self._normalise("response_headers", _check_headers("response_headers", self.response_headers))
+        if self.authorize is not None and not callable(self.authorize):
+            raise ValueError(f"authorize: must be callable or None, not {self.authorize!r}")
+        if self.origins is not None:
+            self._normalise("origins", _check_origins(self.origins))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions(ConnectionOptions):
+    """Options of a client connection."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Extra headers of the opening handshake's request."""
+    max_response_head: int = _count(64 * KiB, least=64)
+    """Bytes of status line and headers of the server's answer."""
+
+    def __post_init__(self) -> None:
+        ConnectionOptions.__post_init__(self)
+        self._normalise("headers", _check_headers("headers", self.headers))
+
+
+def _check_subprotocols(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"subprotocols: must be a sequence of names, not {value!r}")
+    for name in value:
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ValueError(f"subprotocols: each must be an HTTP token, not {name!r}")
+    if len(set(value)) != len(tuple(value)):
+        raise ValueError(f"subprotocols: each may stand once, not {value!r}")
+    return tuple(value)
+
+
+def _check_networks(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"trusted_proxies: must be a sequence of networks, not {value!r}")
+    for network in value:
+        if network == "unix":
+            continue
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ValueError(f"trusted_proxies: {error}") from None
+    return tuple(str(network) for network in value)
+
+
+def _check_headers(name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: must be a mapping of names to values, not {value!r}")
+    for key, text in value.items():
+        if not isinstance(key, str) or not _TOKEN.fullmatch(key):
+            raise ValueError(f"{name}: not a header name: {key!r}")
+        if key.lower() in PROTECTED_HEADERS:
+            raise ValueError(f"{name}: {key} belongs to the handshake and cannot be set")
+        if not isinstance(text, str) or not _FIELD_VALUE.fullmatch(text):
+            raise ValueError(f"{name}: not a header value for {key}: {text!r}")
+    return dict(value)
+
+
+def _check_origins(value: Any) -> tuple[str | re.Pattern[str], ...]:
+    if isinstance(value, str):
+        raise ValueError(f"origins: must be a sequence of origins, not {value!r}")
+    for origin in value:
+        if not isinstance(origin, str | re.Pattern):
+            raise ValueError(f"origins: each must be a string or a compiled pattern, not {origin!r}")
+    return tuple(value)

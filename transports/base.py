@@ -1,0 +1,214 @@
+"""The transport contract: Stream, Listener, Dialer, and the endpoints that name them.
+
+Belongs here: what every transport promises and what the layers above may rely on. Does not belong here: any one transport.
+`checks.py` tests the promises; `registry.py` finds a transport by its scheme.
+"""
+
+from __future__ import annotations
+
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+from gws_gevent.exceptions import EndpointError, TransportError
+
+__all__ = ["DialSettings", "Dialer", "Endpoint", "ListenSettings", "Listener", "Stream", "TlsFiles", "Transport", "as_transport_error"]
+
+#: What `send_all` takes: anything with the buffer protocol that does not change until the call returns.
+type_of_data = bytes | bytearray | memoryview
+
+
+class Stream(ABC):
+    """A reliable, ordered, two-way byte stream. One reader and one writer greenlet at a time.
+
+    Every method that blocks blocks its greenlet only. An exception thrown into a waiting greenlet (a `gevent.Timeout`, a
+    kill) leaves the stream usable and loses no received byte. Errors are `TransportError`; `StreamClosed` where this side
+    closed. A stream over a file descriptor also has `fileno()`, and `try_send`.
+    """
+
+    __slots__ = ()
+
+    def handshake(self, received: bytes = b"") -> None:
+        """Do the transport's own handshake, where it has one; a no-op otherwise. Called once, in the connection's greenlet.
+
+        Args:
+            received: bytes of the peer that were already read from `info("carrier")`, such as what followed a PROXY header.
+        """
+
+    @abstractmethod
+    def recv_into(self, buffer: bytearray | memoryview) -> int:
+        """Wait for bytes and put some into `buffer`; return how many. 0: the peer finished (also on every later call)."""
+
+    @abstractmethod
+    def send_all(self, data: type_of_data) -> None:
+        """Return when the transport owns every byte. Blocks while the peer is slow. Empty data is a no-op."""
+
+    def shutdown_write(self) -> None:
+        """Half-close: the peer reads 0 after what was sent. A no-op where the transport has no half-close."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close in order. Idempotent, never blocks; wakes a blocked reader and writer with `StreamClosed`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close without a goodbye (TCP: reset). Idempotent, never blocks; wakes a blocked reader and writer with `StreamClosed`."""
+
+    @abstractmethod
+    def info(self, key: str) -> Any:
+        """Facts by name; None where a name does not apply.
+
+        "scheme" of the endpoint; "peername" and "sockname" as the socket module gives them; "tls" the SSLObject;
+        "socket" a gevent socket on the same descriptor, which the stream keeps owning; "carrier" the stream below a TLS stream.
+        """
+
+
+class Listener(ABC):
+    """Accepts streams on one endpoint."""
+
+    #: The bound endpoint as a URL, port 0 replaced by the real one, after `start`.
+    address: str
+
+    @abstractmethod
+    def start(self, on_stream: Callable[[Stream], object]) -> None:
+        """Bind (a TransportError if that fails) and call `on_stream(stream)` in a new greenlet for each stream accepted."""
+
+    @abstractmethod
+    def stop_accepting(self) -> None:
+        """Accept no more. Streams that exist go on. Idempotent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop accepting and give the endpoint back (a socket file is removed). Idempotent."""
+
+
+class Dialer(ABC):
+    """Opens streams to one endpoint."""
+
+    @abstractmethod
+    def dial(self) -> Stream:
+        """Return a connected stream, its handshake done. Blocks this greenlet; a TransportError if it fails.
+
+        The caller bounds the time: an exception thrown in leaves nothing behind.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place to listen on or dial, parsed from its URL.
+
+    Attributes:
+        scheme: names the transport.
+        host: host name or address without brackets; "" listens on every address.
+        port: 0 to 65535.
+        path: a Unix socket's path; a leading "@" means a Linux abstract name.
+        params: what follows "?", for transports that have parameters.
+    """
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Parse `tcp://host:port`, `unix:/path`, `:3001` or `host:3001`; raise EndpointError with what is wrong.
+
+        Examples:
+            >>> Endpoint.parse(":3001")
+            Endpoint(scheme='tcp', host='', port=3001, path='', params={})
+            >>> Endpoint.parse("unix:/run/ws.sock?mode=660").params
+            {'mode': '660'}
+        """
+        address, _, query = text.partition("?")
+        params = dict(parse_qsl(query, keep_blank_values=True))
+        if address.startswith("unix:"):
+            path = address[len("unix:") :]
+            path = path[2:] if path.startswith("//") else path
+            if not path or path == "@" or "\0" in path:
+                raise EndpointError(f"{text!r}: a Unix endpoint is unix:/path/of/socket or unix:@name")
+            return cls("unix", path=path, params=params)
+        scheme, separator, rest = address.partition("://")
+        if not separator:
+            scheme, rest = "tcp", address
+        host, port = _split_host_port(rest, text)
+        return cls(scheme.lower(), host, port, params=params)
+
+    def __str__(self) -> str:
+        query = "&".join(f"{key}={value}" for key, value in self.params.items())
+        suffix = f"?{query}" if query else ""
+        if self.path:
+            return f"{self.scheme}:{self.path}{suffix}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{suffix}"
+
+
+def _split_host_port(rest: str, text: str) -> tuple[str, int]:
+    host, separator, port = rest.rstrip("/").rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or "[" in rest:
+        raise EndpointError(f"{text!r}: an IPv6 address stands in brackets, as in tcp://[::1]:3001")
+    if not separator or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise EndpointError(f"{text!r}: an endpoint is scheme://host:port, :port or unix:/path")
+    if any(c in host for c in "/@ \t\r\n\0"):
+        raise EndpointError(f"{text!r}: not a host name: {host!r}")
+    return host, int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Certificate files in PEM form. They are read again when `Listener.reload()` is called."""
+
+    cert: str
+    key: str | None = None
+    client_ca: str | None = None
+    """Ask clients for a certificate and accept only those that this authority signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSettings:
+    """What a transport needs to listen, beside its endpoint."""
+
+    backlog: int = 1024
+    no_delay: bool = True
+    tls: TlsFiles | None = None
+    ssl_context: ssl.SSLContext | None = None
+    """Used as it is instead of `tls`."""
+    spawn: Any = None
+    """A gevent Pool to run connections in, as StreamServer's `spawn`. None: raw greenlets."""
+    on_error: Callable[[Exception], object] | None = None
+    """Told of a failed accept. The listener backs off by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialSettings:
+    """What a transport needs to dial, beside its endpoint."""
+
+    no_delay: bool = True
+    ssl_context: ssl.SSLContext | None = None
+    """None: the system's authorities."""
+    server_name: str | None = None
+    """Name for SNI and certificate checks. None: the endpoint's host."""
+
+
+class Transport(Protocol):
+    """What a registry entry is: a module or object with these two functions."""
+
+    def listen(self, endpoint: Endpoint, settings: ListenSettings) -> Listener:
+        """Make a Listener; an EndpointError for an endpoint or parameter it does not know."""
+
+    def dialer(self, endpoint: Endpoint, settings: DialSettings) -> Dialer:
+        """Make a Dialer; an EndpointError for an endpoint or parameter it does not know."""
+
+
+def as_transport_error(error: OSError, doing: str) -> TransportError:
+    """Turn an OS or TLS error into a TransportError with the same errno: `doing` says what failed, as in "accept"."""
+    reason = error.strerror or str(error) or type(error).__name__
+    mapped = TransportError(error.errno, f"{doing}: {reason}") if error.errno is not None else TransportError(f"{doing}: {reason}")
+    mapped.__cause__ = error
+    return mapped
