@@ -1,0 +1,36 @@
+cimport cython
+
+from ._masking cimport append_unmasked
+
+
+@cython.final
+@cython.no_gc  # holds a str or bytes and an enum member, never part of a cycle
+@cython.freelist(64)
+cdef class Message:
+    cdef readonly object opcode
+    cdef readonly object data
+
+
+cdef class PartialMessage:
+    cdef readonly long long max_size
+    cdef readonly long max_fragments
+    cdef readonly bint check_utf8
+    cdef public bytes held
+    cdef public bytes rest
+    cdef readonly bytearray buffer
+    cdef object decoder
+    cdef bytes key
+    cdef int phase
+    cdef readonly int opcode
+    cdef readonly bint fin
+    cdef readonly long fragments
+    cdef readonly long long remaining
+
+    cpdef bint is_empty(self)
+    cpdef int begin_frame(self, int opcode, bint fin, long long length, bytes key) except -1
+    @cython.locals(taken=Py_ssize_t, before=Py_ssize_t)
+    cpdef Py_ssize_t add(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    cpdef bint is_complete(self)
+    @cython.locals(opcode=int, buffer=bytearray)
+    cpdef Message take(self)
+    cdef int _check_text(self, Py_ssize_t before) except -1

@@ -1,0 +1,47 @@
+cimport cython
+
+from ._frame_parser cimport FrameParser
+from ._masking cimport append_frame, unmask, unmask_text
+from .messages cimport Message, PartialMessage
+
+
+cdef class ProtocolRules:
+    cdef readonly bint is_client
+    cdef readonly long long max_size
+    cdef readonly long max_fragments
+    cdef readonly bint check_utf8
+    cdef readonly str utf8_errors
+    cdef readonly FrameParser parser
+
+
+cdef class Protocol:
+    cdef ProtocolRules _rules
+    cdef PartialMessage _partial
+    cdef public object failure
+    cdef public object info
+    cdef public object state
+
+    @cython.locals(messages=list)
+    cpdef list receive(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end)
+    cpdef append_frame(self, bytearray out, int opcode, payload, bint fin)
+    cpdef begin_close(self, bytearray out, code, str reason)
+    cdef _closing(self)
+    @cython.locals(parser=FrameParser, fragmented=bint, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t, length="long long")
+    cdef Py_ssize_t _parse(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    cdef Message _whole(self, int opcode, const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at)
+    cdef Message _control(self, int opcode, bytes payload)
+    cdef _parse_close(self, bytes payload)
+    @cython.locals(rules=ProtocolRules)
+    cdef PartialMessage _open_partial(self)
+    @cython.locals(parser=FrameParser, partial=PartialMessage, key=bytes)
+    cdef Py_ssize_t _begin_fragment(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end,
+                                    Py_ssize_t key_at) except -1
+    cdef Py_ssize_t _add(self, list messages, PartialMessage partial, const unsigned char *data, Py_ssize_t at,
+                         Py_ssize_t end) except -1
+    cdef Py_ssize_t _hold_rest(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(partial=PartialMessage, whole=bytes)
+    cdef Py_ssize_t _resume(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(parser=FrameParser, held=bytes, joined=bytes, payload=bytes, top_up=Py_ssize_t, size=int, key_at=Py_ssize_t)
+    cdef Py_ssize_t _resume_held(self, list messages, PartialMessage partial, const unsigned char *data, Py_ssize_t at,
+                                 Py_ssize_t end) except -1
+    cdef _drop_empty_partial(self)

@@ -1,0 +1,320 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
+"""One side of one WebSocket connection after the opening handshake, without I/O and without a clock.
+
+Belongs here: bytes in, messages out; which close frame answers what; which state follows which. Does not belong here:
+reading, writing, waiting, logging, calling handlers.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from gws_gevent.exceptions import GwsError, ProtocolError
+from gws_gevent.frames import MAX_CONTROL_PAYLOAD, MAX_FRAME_HEADER, Close, CloseCode, CloseInfo, Opcode, is_sendable_close_code
+
+from ._frame_parser import FrameParser
+from ._masking import append_frame, unmask, unmask_text
+from .messages import Message, PartialMessage
+
+if TYPE_CHECKING:
+    from gws_gevent.options import ConnectionOptions
+
+__all__ = ["Protocol", "ProtocolRules", "Side", "State", "close_payload"]
+
+#: Messages parsed before the first of them is handled. What a read holds beyond them is copied out and parsed later.
+MAX_BATCH: Final = 1024
+
+#: Bytes of the longest cut-off piece that is kept as it came: a control frame less one byte, rounded up.
+LONGEST_HELD: Final = MAX_FRAME_HEADER + MAX_CONTROL_PAYLOAD
+
+OPCODES: Final = {int(opcode): opcode for opcode in Opcode}
+TEXT: Final = Opcode.TEXT
+BINARY: Final = Opcode.BINARY
+
+
+class Side(IntEnum):
+    """Which end of the connection this is."""
+
+    SERVER = 0
+    CLIENT = 1
+
+
+class State(IntEnum):
+    """State of a connection (RFC 6455 sections 4.1, 7.1)."""
+
+    CONNECTING = 0
+    OPEN = 1
+    CLOSING = 2
+    CLOSED = 3
+
+
+class Step(IntEnum):
+    """What moves a connection from one state to the next."""
+
+    ACCEPTED = 0
+    CLOSE_SENT = 1
+    CLOSE_RECEIVED = 2
+    STREAM_ENDED = 3
+
+
+NEXT_STATE: Final = {
+    (State.CONNECTING, Step.ACCEPTED): State.OPEN,
+    (State.CONNECTING, Step.STREAM_ENDED): State.CLOSED,
+    (State.OPEN, Step.CLOSE_SENT): State.CLOSING,
+    (State.OPEN, Step.CLOSE_RECEIVED): State.CLOSING,
+    (State.OPEN, Step.STREAM_ENDED): State.CLOSED,
+    (State.CLOSING, Step.CLOSE_SENT): State.CLOSING,
+    (State.CLOSING, Step.CLOSE_RECEIVED): State.CLOSING,
+    (State.CLOSING, Step.STREAM_ENDED): State.CLOSED,
+}
+
+
+def next_state(state: State, step: Step) -> State:
+    """Look a transition up; a missing one is our own mistake and a GwsError."""
+    try:
+        return NEXT_STATE[state, step]
+    except KeyError:
+        raise GwsError(f"{step.name} is not possible while {state.name}") from None
+
+
+def close_payload(code: int, reason: str = "") -> bytes:
+    """Encode the payload of a close frame (section 5.5.1). Code 1005 gives the empty payload.
+
+    Raises:
+        ValueError: a code that may not be sent, a reason without a code, or one longer than 123 bytes of UTF-8.
+    """
+    if code == CloseCode.NO_STATUS and not reason:
+        return b""
+    if isinstance(code, bool) or not isinstance(code, int) or not is_sendable_close_code(code):
+        raise ValueError(f"close code {code!r} may not be sent")
+    payload = int(code).to_bytes(2, "big") + reason.encode()
+    if len(payload) > MAX_CONTROL_PAYLOAD:
+        raise ValueError(f"a close reason holds at most {MAX_CONTROL_PAYLOAD - 2} bytes of UTF-8, not {len(payload) - 2}")
+    return payload
+
+
+class ProtocolRules:
+    """What every connection of one server or client shares: its side and its limits, and one frame parser."""
+
+    __slots__ = ("check_utf8", "is_client", "max_fragments", "max_size", "parser", "utf8_errors")
+
+    def __init__(self, side: Side, options: ConnectionOptions) -> None:
+        self.is_client = side is Side.CLIENT
+        self.max_size = options.read_max_payload_size
+        self.max_fragments = options.max_fragments
+        self.check_utf8 = options.check_utf8
+        self.utf8_errors = "strict" if options.check_utf8 else "replace"
+        self.parser = FrameParser(side is Side.SERVER, options.read_max_payload_size)
+
+
+class Protocol:
+    """The state of one connection: feed it bytes with `receive`, encode with `append_frame` and `begin_close`.
+
+    Attributes:
+        state: OPEN from the start.
+        info: the closing handshake so far; None while nobody has begun it.
+        failure: the ProtocolError that ended reading; the caller answers it with a close frame of its code. Later bytes are ignored.
+    """
+
+    __slots__ = ("_partial", "_rules", "failure", "info", "state")
+
+    def __init__(self, rules: ProtocolRules) -> None:
+        self._rules = rules
+        self._partial: PartialMessage | None = None
+        self.state = State.OPEN
+        self.info: CloseInfo | None = None
+        self.failure: ProtocolError | None = None
+
+    def receive(self, data: bytes | bytearray, at: int, end: int) -> list[Message]:
+        """Take the bytes `data[at:end]` and return what they complete: messages and control frames, in order.
+
+        At most MAX_BATCH at once: while `has_more` is true, call again with no bytes before the next read. Nothing of
+        `data` is referred to after the call. After a close frame, or once `failure` is set, bytes are ignored.
+        """
+        messages: list[Message] = []
+        if self.failure is not None or self.state is State.CLOSED or (self.info is not None and self.info.received is not None):
+            return messages
+        try:
+            if self._partial is not None:
+                at = self._resume(messages, data, at, end)
+            if at < end:
+                self._parse(messages, data, at, end)
+        except ProtocolError as error:
+            self.failure = error
+            self._partial = None
+        return messages
+
+    @property
+    def has_more(self) -> bool:
+        """True when a batch left complete frames behind."""
+        partial = self._partial
+        return partial is not None and len(partial.rest) > 0
+
+    @property
+    def incomplete(self) -> bool:
+        """True while a message has begun and not ended, or a frame is cut off."""
+        return self._partial is not None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held of incomplete frames and messages."""
+        return self._partial.size if self._partial is not None else 0
+
+    def append_frame(self, out: bytearray, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
+        """Encode one frame at the end of `out`; a client's is masked with a fresh key (section 5.3)."""
+        append_frame(out, 0x80 | opcode if fin else opcode, payload, os.urandom(4) if self._rules.is_client else b"")
+
+    def begin_close(self, out: bytearray, code: int, reason: str) -> None:
+        """Encode our close frame at the end of `out`; nothing if one was sent before.
+
+        Raises:
+            ValueError: as `close_payload`; nothing was encoded.
+        """
+        payload = close_payload(code, reason)
+        info = self._closing()
+        if info.sent is not None:
+            return
+        info.sent = Close(code, reason)
+        self.state = next_state(self.state, Step.CLOSE_SENT)
+        self.append_frame(out, Opcode.CLOSE, payload, True)
+
+    def answer_close(self, out: bytearray) -> None:
+        """Answer the peer's close frame with the same code, an empty one with an empty one (section 5.5.1)."""
+        if self.info is not None and self.info.received is not None:
+            self.begin_close(out, self.info.received.code, "")
+
+    def stream_ended(self, error: BaseException | None) -> CloseInfo:
+        """The transport has ended: settle how. `error` is what ended it, None for an orderly end of stream."""
+        info = self._closing()
+        if self.state is not State.CLOSED:
+            self.state = next_state(self.state, Step.STREAM_ENDED)
+            self._partial = None
+            exchanged = info.sent is not None and info.received is not None
+            info.error = self.failure if self.failure is not None else None if exchanged else error
+            info.clean = exchanged and info.error is None
+        return info
+
+    def _closing(self) -> CloseInfo:
+        if self.info is None:
+            self.info = CloseInfo()
+        return self.info
+
+    def _parse(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
+        """Cut frames out of `data[at:end]`; keep what is cut off at its end. Returns the offset reached."""
+        parser = self._rules.parser
+        fragmented = self._partial is not None and self._partial.opcode != 0
+        while at < end:
+            size = parser.read_header(data, at, end, fragmented)
+            payload_at = at + size
+            length = parser.length
+            key_at = payload_at - 4 if parser.expect_masked else -1
+            if size == 0 or (parser.opcode >= 8 and end - payload_at < length):
+                self._open_partial().held = bytes(data[at:end])
+                return end
+            if parser.opcode >= 8:
+                at = payload_at + length
+                messages.append(self._control(parser.opcode, unmask(data, payload_at, length, key_at)))
+                if parser.opcode == 8:
+                    return end
+            elif parser.fin and not fragmented and end - payload_at >= length:
+                at = payload_at + length
+                messages.append(self._whole(parser.opcode, data, payload_at, length, key_at))
+            else:
+                at = self._begin_fragment(messages, data, payload_at, end, key_at)
+                fragmented = self._partial is not None
+            if len(messages) >= MAX_BATCH and at < end:
+                return self._hold_rest(data, at, end)
+        return at
+
+    def _whole(self, opcode: int, data: bytes | bytearray, at: int, length: int, key_at: int) -> Message:
+        if opcode == 2:
+            return Message(BINARY, unmask(data, at, length, key_at))
+        try:
+            return Message(TEXT, unmask_text(data, at, length, key_at, self._rules.utf8_errors))
+        except UnicodeDecodeError:
+            raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+
+    def _control(self, opcode: int, payload: bytes) -> Message:
+        if opcode == 8:
+            self._closing().received = self._parse_close(payload)
+            self.state = next_state(self.state, Step.CLOSE_RECEIVED)
+            self._partial = None
+        return Message(OPCODES[opcode], payload)
+
+    def _parse_close(self, payload: bytes) -> Close:
+        if not payload:
+            return Close(CloseCode.NO_STATUS, "")
+        if len(payload) == 1:
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "close frame with half a code")
+        code = int.from_bytes(payload[:2], "big")
+        if not is_sendable_close_code(code):
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "bad close code")
+        try:
+            return Close(code, payload[2:].decode("utf-8", self._rules.utf8_errors))
+        except UnicodeDecodeError:
+            raise ProtocolError(CloseCode.INVALID_DATA, "close reason is not UTF-8") from None
+
+    def _open_partial(self) -> PartialMessage:
+        if self._partial is None:
+            rules = self._rules
+            self._partial = PartialMessage(rules.max_size, rules.max_fragments, rules.check_utf8)
+        return self._partial
+
+    def _drop_empty_partial(self) -> None:
+        if self._partial is not None and self._partial.is_empty():
+            self._partial = None
+
+    def _begin_fragment(self, messages: list[Message], data: bytes | bytearray, at: int, end: int, key_at: int) -> int:
+        """A data frame that is no message by itself: a fragment, or one whose payload is cut off."""
+        parser, partial = self._rules.parser, self._open_partial()
+        key = bytes(data[key_at : key_at + 4]) if key_at >= 0 else b""
+        partial.begin_frame(parser.opcode, parser.fin, parser.length, key)
+        return self._add(messages, partial, data, at, end)
+
+    def _add(self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, at: int, end: int) -> int:
+        at = partial.add(data, at, end)
+        if partial.is_complete():
+            messages.append(partial.take())
+            if partial.is_empty():
+                self._partial = None
+        return at
+
+    def _hold_rest(self, data: bytes | bytearray, at: int, end: int) -> int:
+        self._open_partial().rest = bytes(data[at:end])
+        return end
+
+    def _resume(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
+        """Go on where the last call stopped; returns the offset from which `data` can be parsed by itself."""
+        partial = self._open_partial()
+        if partial.rest:
+            # The caller gives no bytes here; if it does, they belong behind.
+            whole = partial.rest + bytes(data[at:end])
+            partial.rest = b""
+            self._drop_empty_partial()
+            self._parse(messages, whole, 0, len(whole))
+            return end
+        if partial.held:
+            return self._resume_held(messages, partial, data, at, end)
+        return self._add(messages, partial, data, at, end) if partial.remaining > 0 else at
+
+    def _resume_held(self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, at: int, end: int) -> int:
+        """A cut-off header or control frame: top it up with no more than such a frame can need, then see how far that went."""
+        parser, held = self._rules.parser, partial.held
+        top_up = min(end - at, LONGEST_HELD)
+        joined = held + bytes(data[at : at + top_up])
+        size = parser.read_header(joined, 0, len(joined), partial.opcode != 0)
+        if size == 0 or (parser.opcode >= 8 and len(joined) - size < parser.length):
+            partial.held = joined
+            return at + top_up
+        partial.held = b""
+        key_at = size - 4 if parser.expect_masked else -1
+        if parser.opcode >= 8:
+            at += size + parser.length - len(held)
+            payload = unmask(joined, size, parser.length, key_at)
+            self._drop_empty_partial()
+            messages.append(self._control(parser.opcode, payload))
+            return end if parser.opcode == 8 else at
+        partial.begin_frame(parser.opcode, parser.fin, parser.length, joined[key_at:size] if key_at >= 0 else b"")
+        return self._add(messages, partial, data, at + size - len(held), end)
