@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-bench: $(VENV)/.installed-bench $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	$(RUN) benchmarks/run.py $(ARGS)
 
 clean:
@@ -48,7 +48,7 @@ $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
 	@$(PIP_INSTALL) ".[test]"
 	@touch $@
 
-$(VENV)/.installed-bench: $(VENV)/.made pyproject.toml
+$(VENV)/.installed-bench: $(VENV)/.made $(SOURCES)
 	@echo "installing gws_gevent and the libraries it is compared with into $(VENV)"
 	@$(PIP_INSTALL) ".[bench]"
 	@touch $@
