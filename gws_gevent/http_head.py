@@ -212,7 +212,7 @@ class HeadReader:
         buffer, seen = self._buffer, self._seen
         buffer += data
         stop = min(len(buffer), self._limit)
-        blank = buffer.find(_BLANK_LINE, max(seen - 3, 0), stop)
+        blank = buffer.find(_BLANK_LINE, max(seen - 2, 0), stop)
         if blank >= 0:
             stop = blank + 4
         elif stop and buffer[stop - 1] == _CR:

@@ -168,10 +168,7 @@ def _forwarded(headers: Headers) -> Iterator[str | None]:
     """Yield the `for` values of Forwarded from the right, over all its lines; None where one is missing or a line is malformed."""
     for line in reversed(headers.get_all("forwarded")):
         elements = _forwarded_elements(line)
-        if elements is None:
-            yield None
-            return
-        yield from reversed(elements)
+        yield from (None,) if elements is None else reversed(elements)
 
 
 def _forwarded_elements(line: str) -> list[str | None] | None:

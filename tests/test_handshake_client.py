@@ -6,7 +6,7 @@ from base64 import b64decode
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gws_gevent.exceptions import HandshakeError, HandshakeRefused
@@ -74,6 +74,7 @@ def test_the_handshakes_own_headers_are_not_overridden(name: str) -> None:
 NASTY = st.text(st.sampled_from("\r\n\0 :\t\x0b\x7f\u0100é-ab/,"), max_size=6)
 
 
+@settings(deadline=None)
 @given(NASTY, NASTY, NASTY, NASTY, NASTY)
 def test_no_header_can_be_injected(target: str, host: str, name: str, value: str, subprotocol: str) -> None:
     try:
@@ -86,6 +87,7 @@ def test_no_header_can_be_injected(target: str, host: str, name: str, value: str
     assert len(request.headers) == 7
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcd"), unique=True), st.lists(st.sampled_from("abcd"), unique=True))
 def test_both_sides_agree(offered: list[str], supported: list[str]) -> None:
     key = make_key()

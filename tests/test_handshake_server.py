@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gws_gevent.exceptions import Refusal
@@ -217,6 +217,7 @@ def test_extensions_of_several_lines_keep_their_order() -> None:
     assert parse_extensions(["b", "a; x", '"', "c"]) == [("b", []), ("a", [("x", None)]), ("c", [])]
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from('ab;=," \t\\'), max_size=40))
 def test_any_offer_of_extensions_is_read(value: str) -> None:
     for name, parameters in parse_extensions([value]):
@@ -317,6 +318,7 @@ def test_answers_without_a_body_have_none(status: int) -> None:
 NASTY = st.text(st.sampled_from("\r\n\0 :\t\x0b\x7f\u0100é-ab"), max_size=6)
 
 
+@settings(deadline=None)
 @given(NASTY, NASTY)
 def test_no_header_can_be_injected(name: str, value: str) -> None:
     try:
