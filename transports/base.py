@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from gws_gevent.exceptions import EndpointError, TransportError
 
-__all__ = ["DialSettings", "Dialer", "Endpoint", "ListenSettings", "Listener", "Stream", "TlsFiles", "Transport", "as_transport_error"]
+__all__ = [
+    "DialSettings",
+    "Dialer",
+    "Endpoint",
+    "ListenSettings",
+    "Listener",
+    "NonBlockingStream",
+    "Stream",
+    "TlsFiles",
+    "Transport",
+    "as_transport_error",
+    "refuse_unknown_params",
+]
 
 #: What `send_all` takes: anything with the buffer protocol that does not change until the call returns.
 type_of_data = bytes | bytearray | memoryview
@@ -26,7 +38,10 @@ class Stream(ABC):
 
     Every method that blocks blocks its greenlet only. An exception thrown into a waiting greenlet (a `gevent.Timeout`, a
     kill) leaves the stream usable and loses no received byte. Errors are `TransportError`; `StreamClosed` where this side
-    closed. A stream over a file descriptor also has `fileno()`, and `try_send`.
+    closed. In the hub a method that would have to wait raises gevent's `BlockingSwitchOutError`; a second reader, or a second
+    writer, while one waits gets gevent's `ConcurrentObjectUseError`.
+
+    A stream over a file descriptor also has `fileno()`. A stream that can also write without waiting is a `NonBlockingStream`.
     """
 
     __slots__ = ()
@@ -44,7 +59,11 @@ class Stream(ABC):
 
     @abstractmethod
     def send_all(self, data: type_of_data) -> None:
-        """Return when the transport owns every byte. Blocks while the peer is slow. Empty data is a no-op."""
+        """Return when the transport owns every byte. Blocks while the peer is slow. Empty data is a no-op.
+
+        An exception thrown in while it waits leaves a beginning of `data` sent, of unknown length: whoever must go on from
+        there writes with `NonBlockingStream.try_send`.
+        """
 
     def shutdown_write(self) -> None:
         """Half-close: the peer reads 0 after what was sent. A no-op where the transport has no half-close."""
@@ -66,6 +85,46 @@ class Stream(ABC):
         """
 
 
+#: Bytes up to which the parts of one write are joined rather than sent one by one.
+JOIN_BELOW = 16 * 1024
+
+
+class NonBlockingStream(Stream):
+    """A stream that can write without waiting: from the hub, or before deciding whether to wait.
+
+    What `try_send` took is delivered without further calls, as long as the stream is neither closed nor aborted.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def try_send(self, data: type_of_data) -> int:
+        """Hand over as many bytes as fit now and return how many; 0 if it would block. Never waits."""
+
+    def try_send_parts(self, parts: Sequence[type_of_data]) -> int:
+        """Like `try_send` of the parts one after the other; return the bytes taken of all of them together."""
+        if sum(map(len, parts)) <= JOIN_BELOW:
+            return self.try_send(b"".join(parts))
+        total = 0
+        for part in parts:
+            taken = self.try_send(part)
+            total += taken
+            if taken < len(part):
+                break
+        return total
+
+    @abstractmethod
+    def wait_writable(self) -> None:
+        """Wait until `try_send` has a reason to take bytes again, and nothing it took is still held back in this process."""
+
+    @abstractmethod
+    def call_when_writable(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` once, in the hub, where `wait_writable` would return.
+
+        There is one such callback at a time: another call replaces it. It is forgotten when the stream is closed.
+        """
+
+
 class Listener(ABC):
     """Accepts streams on one endpoint."""
 
@@ -83,6 +142,12 @@ class Listener(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop accepting and give the endpoint back (a socket file is removed). Idempotent."""
+
+    def reload(self) -> None:
+        """Read certificate files again, for streams accepted from now on; a no-op where there are none.
+
+        A TransportError if a file cannot be used: then everything stays as it was.
+        """
 
 
 class Dialer(ABC):
@@ -102,7 +167,7 @@ class Endpoint:
 
     Attributes:
         scheme: names the transport.
-        host: host name or address without brackets; "" listens on every address.
+        host: host name or address without brackets; "" listens on every address. With the scheme "memory": the name.
         port: 0 to 65535.
         path: a Unix socket's path; a leading "@" means a Linux abstract name.
         params: what follows "?", for transports that have parameters.
@@ -116,7 +181,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Parse `tcp://host:port`, `unix:/path`, `:3001` or `host:3001`; raise EndpointError with what is wrong.
+        """Parse `tcp://host:port`, `unix:/path`, `memory:name`, `:3001` or `host:3001`; raise EndpointError with what is wrong.
 
         Examples:
             >>> Endpoint.parse(":3001")
@@ -132,6 +197,11 @@ class Endpoint:
             if not path or path == "@" or "\0" in path:
                 raise EndpointError(f"{text!r}: a Unix endpoint is unix:/path/of/socket or unix:@name")
             return cls("unix", path=path, params=params)
+        if address.startswith("memory:"):
+            name = address[len("memory:") :].removeprefix("//")
+            if not name or not name.isprintable() or any(c in name for c in "/ "):
+                raise EndpointError(f"{text!r}: an in-process endpoint is memory:name")
+            return cls("memory", host=name, params=params)
         scheme, separator, rest = address.partition("://")
         if not separator:
             scheme, rest = "tcp", address
@@ -141,8 +211,8 @@ class Endpoint:
     def __str__(self) -> str:
         query = "&".join(f"{key}={value}" for key, value in self.params.items())
         suffix = f"?{query}" if query else ""
-        if self.path:
-            return f"{self.scheme}:{self.path}{suffix}"
+        if self.path or self.scheme == "memory":
+            return f"{self.scheme}:{self.path or self.host}{suffix}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{suffix}"
 
@@ -166,6 +236,7 @@ class TlsFiles:
 
     cert: str
     key: str | None = None
+    """None: the certificate's file also holds the key."""
     client_ca: str | None = None
     """Ask clients for a certificate and accept only those that this authority signed."""
 
@@ -177,12 +248,15 @@ class ListenSettings:
     backlog: int = 1024
     no_delay: bool = True
     tls: TlsFiles | None = None
+    sni: Mapping[str, TlsFiles] = field(default_factory=dict)
+    """Other certificates by the name a client asks for: `"www.example.com"`, or `"*.example.com"` for one label more. Any other
+    name gets `tls`, which also decides about client certificates."""
     ssl_context: ssl.SSLContext | None = None
-    """Used as it is instead of `tls`."""
+    """Used as it is instead of `tls` and `sni`."""
     spawn: Any = None
-    """A gevent Pool to run connections in, as StreamServer's `spawn`. None: raw greenlets."""
+    """A gevent Pool to run connections in, its size, or a function, as StreamServer's `spawn`. None: raw greenlets."""
     on_error: Callable[[Exception], object] | None = None
-    """Told of a failed accept. The listener backs off by itself."""
+    """Told of a failed accept, in the hub. The listener backs off by itself. None: one line in the log `gws_gevent.transports`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +278,14 @@ class Transport(Protocol):
 
     def dialer(self, endpoint: Endpoint, settings: DialSettings) -> Dialer:
         """Make a Dialer; an EndpointError for an endpoint or parameter it does not know."""
+
+
+def refuse_unknown_params(endpoint: Endpoint, known: Collection[str] = ()) -> None:
+    """Raise an EndpointError that names the parameters of `endpoint` which are not among the `known`."""
+    unknown = sorted(set(endpoint.params) - set(known))
+    if unknown:
+        knows = f"it knows {', '.join(sorted(known))}" if known else "it has none"
+        raise EndpointError(f"{str(endpoint)!r}: {endpoint.scheme} has no parameter {', '.join(unknown)}; {knows}")
 
 
 def as_transport_error(error: OSError, doing: str) -> TransportError:
