@@ -434,6 +434,7 @@ def streams_may_share_a_buffer(make_pair: MakePair) -> None:
             theirs.send_all(b"o" * 100)
             ours.send_all(b"t" * 100)
             gevent.sleep(0)
+        gevent.sleep(MOMENT)
         _need(not any(reader.dead for reader in readers), f"a reader found in the buffer {[reader.value for reader in readers]!r}")
 
 

@@ -231,6 +231,8 @@ def memory_pair(
         name: what `info("peername")` and `info("sockname")` return.
         make: makes the first of them, which is where a test puts its stream with a fault.
     """
+    if capacity < 1:
+        raise ValueError(f"capacity: must be at least 1 byte, not {capacity!r}")
     ours, theirs = make(name, capacity), MemoryStream(name, capacity)
     ours._peer, theirs._peer = theirs, ours
     return ours, theirs
