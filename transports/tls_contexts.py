@@ -131,4 +131,5 @@ def _look_up(by_name: Mapping[str, ssl.SSLContext], name: str | None) -> ssl.SSL
 
 
 def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).lower().replace("_", " ")
+    # Without a reason OpenSSL has only a place in its source to tell, and it is always that of the PEM reader.
+    return error.reason.lower().replace("_", " ") if error.reason else "damaged PEM data"
