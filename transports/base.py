@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, urlencode
 
 from gws_gevent.exceptions import EndpointError, TransportError
 
@@ -209,7 +209,7 @@ class Endpoint:
         return cls(scheme.lower(), host, port, params=params)
 
     def __str__(self) -> str:
-        query = "&".join(f"{key}={value}" for key, value in self.params.items())
+        query = urlencode(self.params, safe="/:@", quote_via=quote)
         suffix = f"?{query}" if query else ""
         if self.path or self.scheme == "memory":
             return f"{self.scheme}:{self.path or self.host}{suffix}"

@@ -65,7 +65,7 @@ class UnixListener(SocketListener):
             sock.bind(address)
             if not abstract:
                 found = os.lstat(address)
-                self._made = (endpoint.path, os.getpid(), found.st_dev, found.st_ino)
+                self._made = (os.path.abspath(endpoint.path), os.getpid(), found.st_dev, found.st_ino)
                 if user != -1 or group != -1:
                     os.chown(address, user, group, follow_symlinks=False)
                 if mode is not None:

@@ -23,6 +23,7 @@ from gws_gevent.transports.base import DialSettings, Endpoint, ListenSettings, N
         ("tcp://127.0.0.1:0", Endpoint("tcp", "127.0.0.1", 0), "tcp://127.0.0.1:0"),
         ("TLS://[::1]:443/", Endpoint("tls", "::1", 443), "tls://[::1]:443"),
         ("tls://:1?cert=a.pem&key=", Endpoint("tls", "", 1, params={"cert": "a.pem", "key": ""}), "tls://:1?cert=a.pem&key="),
+        ("tls://:1?cert=%26%20+%2Bé", Endpoint("tls", "", 1, params={"cert": "&  +é"}), "tls://:1?cert=%26%20%20%2B%C3%A9"),
         ("unix:/run/s", Endpoint("unix", path="/run/s"), "unix:/run/s"),
         ("unix:///run/s?mode=660", Endpoint("unix", path="/run/s", params={"mode": "660"}), "unix:/run/s?mode=660"),
         ("unix:s", Endpoint("unix", path="s"), "unix:s"),

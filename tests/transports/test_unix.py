@@ -194,6 +194,15 @@ def test_the_file_is_removed_at_close(path: Path, listening: Any) -> None:
     listener.close()
 
 
+def test_the_file_is_removed_from_where_it_was_made(tmp_path: Path, listening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listener = listening("unix:relative")
+    assert (tmp_path / "relative").is_socket()
+    monkeypatch.chdir("/")
+    listener.close()
+    assert not (tmp_path / "relative").exists()
+
+
 def test_somebody_elses_file_is_not_removed(path: Path, listening: Any) -> None:
     first = listening(f"unix:{path}")
     path.unlink()
