@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from gws_gevent.exceptions import StreamClosed
-from gws_gevent.transports import checks, memory, tcp
+from gws_gevent.transports import checks, memory, stream_checks, tcp
 from gws_gevent.transports.base import DialSettings, Endpoint, Listener, ListenSettings
 from gws_gevent.transports.memory import MemoryStream, memory_pair
 
@@ -124,31 +124,31 @@ class KnowsNoUnknownFacts(MemoryStream):
 
 
 BROKEN_STREAMS: list[tuple[type[MemoryStream], Callable[..., None]]] = [
-    (DropsAByte, checks.bytes_arrive_in_order),
-    (DropsAByte, checks.large_transfers_run_both_ways_at_once),
-    (TakesEverything, checks.a_slow_peer_blocks_its_writer_only),
-    (TakesEverything, checks.writing_without_waiting),
-    (LiesAboutWhatItTook, checks.writing_without_waiting),
-    (EndsOnAnEmptySend, checks.an_empty_send_does_nothing),
-    (EndsOnlyOnce, checks.the_end_is_seen_after_the_data),
-    (ClosesBothWays, checks.half_close_leaves_the_other_way_open),
-    (ClosesOnce, checks.closing_twice_is_harmless),
-    (ForgetsItsReader, checks.close_wakes_a_waiting_reader),
-    (ForgetsItsReader, checks.abort_wakes_a_waiting_reader),
-    (ForgetsItsWriter, checks.close_wakes_a_waiting_writer),
-    (ClosesQuietly, checks.a_closed_stream_is_of_no_use),
-    (LosesWhatCameAfterATimeout, checks.a_timeout_loses_nothing_received),
-    (RepeatsAfterATimeout, checks.a_timeout_cuts_a_send_cleanly),
-    (TakesASecondReader, checks.a_second_reader_is_refused),
-    (WaitsInTheHub, checks.the_hub_is_never_blocked),
-    (SwitchesWithAFullBuffer, checks.streams_may_share_a_buffer),
-    (KnowsNoUnknownFacts, checks.facts_are_told_by_name),
+    (DropsAByte, stream_checks.bytes_arrive_in_order),
+    (DropsAByte, stream_checks.large_transfers_run_both_ways_at_once),
+    (TakesEverything, stream_checks.a_slow_peer_blocks_its_writer_only),
+    (TakesEverything, stream_checks.writing_without_waiting),
+    (LiesAboutWhatItTook, stream_checks.writing_without_waiting),
+    (EndsOnAnEmptySend, stream_checks.an_empty_send_does_nothing),
+    (EndsOnlyOnce, stream_checks.the_end_is_seen_after_the_data),
+    (ClosesBothWays, stream_checks.half_close_leaves_the_other_way_open),
+    (ClosesOnce, stream_checks.closing_twice_is_harmless),
+    (ForgetsItsReader, stream_checks.close_wakes_a_waiting_reader),
+    (ForgetsItsReader, stream_checks.abort_wakes_a_waiting_reader),
+    (ForgetsItsWriter, stream_checks.close_wakes_a_waiting_writer),
+    (ClosesQuietly, stream_checks.a_closed_stream_is_of_no_use),
+    (LosesWhatCameAfterATimeout, stream_checks.a_timeout_loses_nothing_received),
+    (RepeatsAfterATimeout, stream_checks.a_timeout_cuts_a_send_cleanly),
+    (TakesASecondReader, stream_checks.a_second_reader_is_refused),
+    (WaitsInTheHub, stream_checks.the_hub_is_never_blocked),
+    (SwitchesWithAFullBuffer, stream_checks.streams_may_share_a_buffer),
+    (KnowsNoUnknownFacts, stream_checks.facts_are_told_by_name),
 ]
 
 
 @pytest.mark.parametrize(("broken", "check"), BROKEN_STREAMS, ids=lambda value: value.__name__)
 def test_a_broken_stream_is_caught(broken: type[MemoryStream], check: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PATIENCE", 0.2)
+    monkeypatch.setattr(stream_checks, "PATIENCE", 0.2)
 
     @contextmanager
     def make_pair() -> Iterator[tuple[Any, Any]]:
