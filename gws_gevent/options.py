@@ -23,10 +23,20 @@ MiB = 1024 * KiB
 GiB = 1024 * MiB
 
 #: Headers of the opening handshake and of HTTP framing: `response_headers` and a client's `headers` may not set them.
-PROTECTED_HEADERS = frozenset({
-    "connection", "upgrade", "host", "content-length", "transfer-encoding", "sec-websocket-accept", "sec-websocket-extensions",
-    "sec-websocket-key", "sec-websocket-protocol", "sec-websocket-version",
-})
+PROTECTED_HEADERS = frozenset(
+    {
+        "connection",
+        "upgrade",
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "sec-websocket-accept",
+        "sec-websocket-extensions",
+        "sec-websocket-key",
+        "sec-websocket-protocol",
+        "sec-websocket-version",
+    }
+)
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")

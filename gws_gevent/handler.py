@@ -1,0 +1,77 @@
+"""The event handler: five callbacks, each with a working default.
+
+Belongs here: what a user overrides, and how a plain function becomes a handler. Does not belong here: calling them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gws_gevent._accel import build_of
+
+if TYPE_CHECKING:
+    from gws_gevent.connection import Connection
+    from gws_gevent.frames import CloseInfo
+    from gws_gevent.messages import Message
+else:
+    Message = build_of("messages").Message
+
+__all__ = ["EventHandler", "Message", "as_handler"]
+
+
+class EventHandler:
+    """Override what you need. Every method runs in the connection's own greenlet and may block; see also `parallel`.
+
+    One handler serves many connections: what belongs to one of them goes into `conn.session`. An exception ends the
+    connection with 1011 and is logged.
+    """
+
+    def on_open(self, conn: Connection) -> None:
+        """The connection is open: the first thing in its read loop."""
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        """A complete message: unmasked, checked. `message.opcode`, `message.data` (`str` for text, `bytes` for binary)."""
+
+    def on_ping(self, conn: Connection, payload: bytes) -> None:
+        """A ping came. The default answers with the same payload (RFC 6455 section 5.5.3)."""
+        conn.write_pong(payload)
+
+    def on_pong(self, conn: Connection, payload: bytes) -> None:
+        """A pong came that is not the answer to a keepalive ping."""
+
+    def on_close(self, conn: Connection, info: CloseInfo) -> None:
+        """The connection has ended: called exactly once for each on_open, the transport already closed."""
+
+    def serve(self, conn: Connection) -> None:
+        """Read until the connection ends, dispatching to the methods above. A plain function stands in for this one."""
+        conn.dispatch()
+
+
+class FunctionHandler(EventHandler):
+    """Runs `function(conn)`, which reads with `receive()` or iteration. When it returns, the connection is closed with 1000."""
+
+    def __init__(self, function: Callable[[Connection], object]) -> None:
+        self.function = function
+
+    def serve(self, conn: Connection) -> None:
+        self.function(conn)
+        conn.close()
+
+    def __repr__(self) -> str:
+        return f"FunctionHandler({self.function!r})"
+
+
+def as_handler(handler: Any) -> EventHandler:
+    """Return an EventHandler for one, or for a function that takes a connection.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(handler, EventHandler):
+        return handler
+    if isinstance(handler, type) and issubclass(handler, EventHandler):
+        raise TypeError(f"a handler is an instance: {handler.__name__}(), not {handler.__name__}")
+    if callable(handler):
+        return FunctionHandler(handler)
+    raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")

@@ -1,0 +1,439 @@
+"""The writing half of a connection: everything whose name begins with `write`.
+
+Belongs here: checking what is to be written, putting frames in order into the Writer, deciding when to flush and when to
+wait. Does not belong here: reading, the life of the connection.
+"""
+
+from __future__ import annotations
+
+import os
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from greenlet import getcurrent
+
+from gws_gevent._accel import build_of
+from gws_gevent.broadcast import PreparedMessage
+from gws_gevent.exceptions import ConnectionClosed, MessageTooLarge, TransportError, WriteQueueFull
+from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, frame_header
+from gws_gevent.runtime import get_ident
+from gws_gevent.streamed import StreamedMessage
+from gws_gevent.timers import Timed
+from gws_gevent.writer import FLUSH_SIZE, LARGE, Writer
+
+if TYPE_CHECKING:
+    from gws_gevent.frames import CloseInfo
+    from gws_gevent.messages import Message
+    from gws_gevent.protocol import Protocol, Side, State, close_payload
+    from gws_gevent.runtime import Runtime
+    from gws_gevent.service import Service
+    from gws_gevent.transports.base import Stream
+else:
+    _protocol = build_of("protocol")
+    Protocol, Side, State, close_payload = _protocol.Protocol, _protocol.Side, _protocol.State, _protocol.close_payload
+
+__all__ = ["Outgoing"]
+
+#: Bytes of one fragment that `write_file` reads and sends at once.
+FRAGMENT_SIZE = 64 * 1024
+
+Data = str | bytes | bytearray | memoryview
+Callback = Callable[[Exception | None], object]
+
+
+class Outgoing(Timed):
+    """Any greenlet may write; write order is call order and frames never interleave.
+
+    A write that has returned is sent even if its greenlet then blocks. It blocks while more than `write_high_water` bytes are
+    unsent. In the hub and from another thread nothing can block: there the bound is `write_queue_size` and what does not fit raises
+    WriteQueueFull. After close every write raises ConnectionClosed.
+    """
+
+    __slots__ = ("_accounted", "_batch", "_flush_scheduled", "_protocol", "_runtime", "_service", "_streamed", "_writer", "stream")
+
+    stream: Stream
+    _batch: list[Message] | None
+
+    def __init__(self, stream: Stream, service: Service) -> None:
+        Timed.__init__(self)
+        self.stream = stream
+        self._service = service
+        self._runtime: Runtime = service.runtime
+        self._protocol = Protocol(service.rules)
+        self._writer: Writer | None = None
+        self._streamed: StreamedMessage | None = None
+        self._batch = None
+        self._flush_scheduled = False
+        self._accounted = 0
+
+    # Messages
+
+    def write_message(self, opcode: int, data: Data) -> None:
+        """Write one message.
+
+        Args:
+            opcode: Opcode.TEXT or Opcode.BINARY.
+            data: `str`, or UTF-8 as bytes, for TEXT; bytes for BINARY.
+
+        Raises:
+            MessageTooLarge: more than `write_max_payload_size` bytes.
+            ConnectionClosed: the connection is closing or closed.
+            ValueError, TypeError: data that doesn't fit the opcode. Nothing is sent.
+        """
+        payload = encode(opcode, data)
+        self._check_size(len(payload))
+        if get_ident() != self._runtime.thread:
+            self._queue_from_thread(opcode, payload, None)
+            return
+        if self._streamed is not None:
+            self._wait_for_streamed()
+        self._write_frame(opcode, payload, True)
+
+    def write_text(self, text: str) -> None:
+        """Write a text message; see `write_message`."""
+        self.write_message(Opcode.TEXT, text)
+
+    def write_binary(self, data: bytes | bytearray | memoryview) -> None:
+        """Write a binary message; see `write_message`."""
+        self.write_message(Opcode.BINARY, data)
+
+    def send(self, data: Data) -> None:
+        """Write a `str` as a text message, bytes as a binary one; see `write_message`."""
+        self.write_message(Opcode.TEXT if isinstance(data, str) else Opcode.BINARY, data)
+
+    def writev(self, opcode: int, *parts: Data) -> None:
+        """Write one message made of several parts."""
+        self.write_message(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]))
+
+    def write_async(self, opcode: int, data: Data, callback: Callback | None = None) -> bool:
+        """Queue one message without waiting, behind everything written before.
+
+        Args:
+            callback: called in a greenlet of its own as `callback(None)` once the transport owns the message, or with the error.
+
+        Returns:
+            False if `slow_consumer="drop"` dropped it (the callback is told WriteQueueFull).
+        """
+        payload = encode(opcode, data)
+        self._check_size(len(payload))
+        if get_ident() != self._runtime.thread:
+            self._queue_from_thread(opcode, payload, callback)
+            return True
+        return self._queue(opcode, payload, callback)
+
+    def writev_async(self, opcode: int, *parts: Data, callback: Callback | None = None) -> bool:
+        """Queue one message made of several parts; see `write_async`."""
+        return self.write_async(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]), callback)
+
+    def submit(self, function: Callable[[], object]) -> None:
+        """Run `function()` in a greenlet when everything written before has been sent; not at all if that fails."""
+        if get_ident() != self._runtime.thread:
+            self._runtime.call_from_thread(self._submit_late, function)
+            return
+        self._check_open()
+        writer = self._open_writer()
+        writer.append_mark(lambda error: function() if error is None else None)
+        writer.flush()
+
+    def write_prepared(self, frame: PreparedMessage) -> None:
+        """Write a message that was encoded once for many connections."""
+        if self._service.side is Side.CLIENT:
+            # 5.3: a client masks each frame with a key of its own.
+            self.write_message(frame.opcode, frame.payload)
+            return
+        self._check_size(len(frame.payload))
+        if get_ident() != self._runtime.thread:
+            self._queue_from_thread(frame.opcode, frame.payload, None)
+            return
+        if self._streamed is not None:
+            self._wait_for_streamed()
+        self._check_open()
+        writer = self._open_writer()
+        self._check_room(writer, len(frame.frame))
+        writer.append_frame(frame.frame)
+        self._flush(writer)
+
+    def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE) -> None:
+        """Write what a binary file holds as one message in fragments, with no more than two of them in memory."""
+        if fragment_size < 1:
+            raise ValueError(f"fragment_size: must be at least 1, not {fragment_size!r}")
+        self.write_stream(opcode, iter(lambda: file.read(fragment_size), b""))
+
+    def write_stream(self, opcode: int, pieces: Iterable[Data]) -> None:
+        """Write one message of unknown length, a fragment for each piece. Other messages wait; control frames do not.
+
+        An exception out of `pieces`, or text that is not UTF-8, after the first fragment was sent leaves a message that
+        can't be ended: the connection is closed with 1011 and the exception goes on to the caller.
+        """
+        encode(opcode, b"")
+        while self._streamed is not None:
+            self._wait_for_streamed()
+        self._check_open()
+        streamed = self._streamed = StreamedMessage()
+        begun = False
+        try:
+            decoder = getincrementaldecoder("utf-8")() if opcode == Opcode.TEXT else None
+            held: bytes | None = None
+            for piece in pieces:
+                if held is not None:
+                    self._write_frame(Opcode.CONTINUATION if begun else opcode, held, False)
+                    begun = True
+                held = bytes(encode(opcode, piece, whole=False))
+                self._check_size(len(held))
+                if decoder is not None:
+                    decoder.decode(held)
+            if decoder is not None:
+                decoder.decode(b"", True)
+            self._write_frame(Opcode.CONTINUATION if begun else opcode, held or b"", True)
+        except BaseException:
+            if begun:
+                self._close_from_here(CloseCode.INTERNAL_ERROR)
+            raise
+        finally:
+            self._streamed = None
+            self._queue_behind(streamed)
+
+    # Control frames
+
+    def write_ping(self, payload: bytes = b"") -> None:
+        """Write a ping of at most 125 bytes (RFC 6455 section 5.5.2)."""
+        self._write_control(Opcode.PING, payload)
+
+    def write_pong(self, payload: bytes = b"") -> None:
+        """Write a pong of at most 125 bytes (section 5.5.3)."""
+        self._write_control(Opcode.PONG, payload)
+
+    def write_close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Write a close frame and return; the read loop finishes the closing handshake. A no-op once closing has begun.
+
+        Raises:
+            ValueError: a code that may not be sent, or a reason of more than 123 bytes; nothing is sent.
+        """
+        close_payload(code, reason)
+        if get_ident() != self._runtime.thread:
+            self._runtime.call_from_thread(self._close_from_here, code, reason)
+            return
+        self._close_from_here(code, reason)
+
+    @property
+    def buffered_amount(self) -> int:
+        """Bytes written and not yet taken by the transport."""
+        return self._writer.size if self._writer is not None else 0
+
+    # Inside
+
+    def _write_control(self, opcode: int, payload: bytes) -> None:
+        if len(payload) > MAX_CONTROL_PAYLOAD:
+            raise ValueError(f"a control frame holds at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
+        if get_ident() != self._runtime.thread:
+            self._queue_from_thread(opcode, bytes(payload), None)
+            return
+        self._write_frame(opcode, payload, True)
+
+    def _write_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
+        self._check_open()
+        writer = self._open_writer()
+        self._check_room(writer, len(payload))
+        self._append(writer, opcode, payload, fin)
+        self._flush(writer)
+
+    def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
+        out = writer.tail()
+        before = len(out)
+        if len(payload) >= LARGE and type(payload) is bytes and self._service.side is Side.SERVER:
+            out += frame_header(0x80 | opcode if fin else opcode, len(payload))
+            writer.appended(len(out) - before)
+            writer.append_payload(payload)
+        else:
+            self._protocol.append_frame(out, opcode, payload, fin)
+            writer.appended(len(out) - before)
+
+    def _flush(self, writer: Writer) -> None:
+        """Send, unless more replies to the same read will follow; wait while too much is unsent."""
+        if self._batch is not None and writer.size < FLUSH_SIZE:
+            if not self._flush_scheduled:
+                self._flush_scheduled = True
+                self._runtime.flush_later(self._flush_deferred)
+            return
+        writer.flush()
+        if writer.failed:
+            raise ConnectionClosed(self._info_so_far())
+        if writer.size == 0:
+            self._release(writer)
+        elif writer.size > self._service.options.write_high_water and getcurrent() is not self._runtime.hub:
+            writer.wait_below(self._service.options.write_high_water)
+            if writer.failed:
+                raise ConnectionClosed(self._info_so_far())
+
+    def _flush_deferred(self) -> None:
+        """In the hub: what a handler wrote before it blocked goes out now."""
+        self._flush_scheduled = False
+        writer = self._writer
+        if writer is not None:
+            writer.flush()
+            self._release(writer)
+
+    def _flush_now(self) -> None:
+        """The end of a read's messages."""
+        writer = self._writer
+        if writer is not None and writer.size:
+            self._batch = None
+            self._flush(writer)
+
+    def _open_writer(self) -> Writer:
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = Writer(self.stream, self, self._runtime)
+        return writer
+
+    def _release(self, writer: Writer) -> None:
+        if writer.is_idle() and self._writer is writer:
+            self._writer = None
+
+    def _check_open(self) -> None:
+        if self._protocol.state is not State.OPEN:
+            raise ConnectionClosed(self._info_so_far())
+
+    def _check_size(self, size: int) -> None:
+        limit = self._service.options.write_max_payload_size
+        if size > limit:
+            raise MessageTooLarge(f"a message of {size} bytes is above write_max_payload_size ({limit})")
+
+    def _check_room(self, writer: Writer, size: int) -> None:
+        """In the hub nobody can wait, so what does not fit is refused."""
+        if writer.size + size > self._service.options.write_queue_size and writer.size and getcurrent() is self._runtime.hub:
+            raise WriteQueueFull(f"{writer.size} bytes are unsent and the hub cannot wait")
+
+    def _queue(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> bool:
+        """Append without blocking, or as `slow_consumer` says."""
+        self._check_open()
+        writer = self._open_writer()
+        unsent = writer.size + (self._streamed.size_behind() if self._streamed is not None else 0)
+        too_much = unsent and unsent + len(payload) > self._service.options.write_queue_size
+        if too_much and not self._make_room(writer, len(payload), callback):
+            return False
+        if self._streamed is not None:
+            self._streamed.behind.append((opcode, bytes(payload), callback))
+            return True
+        self._append(writer, opcode, payload, True)
+        if callback is not None:
+            writer.append_mark(callback)
+        if self._batch is None or callback is not None:
+            writer.flush()
+            self._release(writer)
+        else:
+            self._flush_deferred_later()
+        return True
+
+    def _flush_deferred_later(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._runtime.flush_later(self._flush_deferred)
+
+    def _make_room(self, writer: Writer, size: int, callback: Callback | None) -> bool:
+        policy = self._service.options.slow_consumer
+        full = WriteQueueFull(f"{writer.size} bytes are unsent")
+        if policy == "block" and getcurrent() is not self._runtime.hub:
+            writer.wait_below(max(self._service.options.write_queue_size - size, 0))
+            self._check_open()
+            return True
+        if policy == "close":
+            self.give_up(CloseCode.POLICY_VIOLATION, "too slow")
+            raise ConnectionClosed(self._info_so_far())
+        if policy == "block":
+            raise full
+        if callback is not None:
+            writer.run_in_greenlet(callback, full)
+        return False
+
+    def _queue_from_thread(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> None:
+        self._check_open()
+        data = bytes(payload)
+        self._runtime.reserve(self, len(data), self._service.options.write_queue_size)
+        self._runtime.call_from_thread(self._queue_late, opcode, data, callback)
+
+    def _queue_late(self, opcode: int, payload: bytes, callback: Callback | None) -> None:
+        """In the hub, for another thread: nothing may block or raise."""
+        self._runtime.unreserve(self, len(payload))
+        try:
+            self._queue(opcode, payload, callback)
+        except (ConnectionClosed, WriteQueueFull, TransportError) as error:
+            if callback is not None:
+                self._open_writer().run_in_greenlet(callback, error)
+
+    def _submit_late(self, function: Callable[[], object]) -> None:
+        try:
+            self.submit(function)
+        except ConnectionClosed:
+            return
+
+    def _queue_behind(self, streamed: StreamedMessage) -> None:
+        for opcode, payload, callback in streamed.behind:
+            try:
+                self._queue(opcode, payload, callback)
+            except (ConnectionClosed, WriteQueueFull) as error:
+                if callback is not None:
+                    self._open_writer().run_in_greenlet(callback, error)
+        streamed.done.set()
+
+    def _wait_for_streamed(self) -> None:
+        streamed = self._streamed
+        if streamed is None or streamed.greenlet is getcurrent():
+            return
+        if getcurrent() is self._runtime.hub:
+            raise WriteQueueFull("a message is being written in fragments and the hub cannot wait")
+        streamed.done.wait()
+
+    def _close_from_here(self, code: int, reason: str = "") -> None:
+        """Queue our close frame behind everything written before. Never blocks or raises."""
+        if self._protocol.state is not State.OPEN:
+            return
+        self._send_close(code, reason)
+
+    def _send_close(self, code: int, reason: str) -> None:
+        writer = self._open_writer()
+        out = writer.tail()
+        before = len(out)
+        self._protocol.begin_close(out, code, reason)
+        writer.appended(len(out) - before)
+        self._batch = None
+        self._closing_has_begun()
+        writer.flush()
+        self._release(writer)
+
+    # What the other half provides
+
+    def give_up(self, code: int, reason: str) -> None:
+        """Close without sending what is queued: it has come to too much."""
+        raise NotImplementedError
+
+    def _closing_has_begun(self) -> None:
+        raise NotImplementedError
+
+    def _info_so_far(self) -> CloseInfo:
+        raise NotImplementedError
+
+
+def encode(opcode: int, data: Data, whole: bool = True) -> bytes | bytearray | memoryview:
+    """Return the payload of a TEXT or BINARY message.
+
+    Args:
+        whole: check that TEXT given as bytes is UTF-8; a piece of it may end inside a character.
+    """
+    if opcode == Opcode.TEXT:
+        if isinstance(data, str):
+            return data.encode()
+        payload = bytes(data)
+        if whole:
+            payload.decode()
+        return payload
+    if opcode != Opcode.BINARY:
+        raise ValueError(f"opcode: a message is TEXT or BINARY, not {opcode!r}")
+    if isinstance(data, str):
+        raise TypeError("a BINARY message is bytes, not str")
+    if isinstance(data, memoryview):
+        return bytes(data)
+    if not isinstance(data, bytes | bytearray):
+        raise TypeError(f"a BINARY message is bytes, not {type(data).__name__}")
+    return data

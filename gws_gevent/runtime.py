@@ -1,0 +1,117 @@
+"""What the connections of one hub share: buffers, the wheel, deferred flushes, calls from other threads.
+
+Belongs here: mutable state that belongs to no single connection. Nothing mutable is global: each thread's hub has its own
+Runtime, and a forked child makes a new one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gevent.hub import get_hub
+from gevent.monkey import get_original
+
+from gws_gevent.exceptions import WriteQueueFull
+from gws_gevent.timers import Wheel
+
+__all__ = ["RECEIVE_SIZE", "Runtime", "current"]
+
+#: Bytes of the receive buffer that all connections of a hub share.
+RECEIVE_SIZE = 256 * 1024
+#: Bytes of the scratch buffer, for transports that decode what they read.
+SCRATCH_SIZE = 64 * 1024
+#: Keepalive pings sent in one tick of the wheel, so that a round of them does not hold the loop up.
+PINGS_PER_TICK = 500
+
+get_ident = get_original("threading", "get_ident")
+allocate_lock = get_original("_thread", "allocate_lock")
+
+
+class Runtime:
+    """One per hub; get it with `current()`.
+
+    Attributes:
+        buffer: the receive buffer. Valid until the next switch: whoever fills it empties it before anything can switch.
+        scratch: the same for a transport's raw bytes.
+        wheel: all deadlines.
+    """
+
+    __slots__ = ("_dirty", "_flush_scheduled", "_lock", "_pings", "_reserved", "buffer", "hub", "pid", "scratch", "thread", "wheel")
+
+    def __init__(self, hub: Any) -> None:
+        self.hub = hub
+        self.pid = os.getpid()
+        self.thread = get_ident()
+        self.buffer = bytearray(RECEIVE_SIZE)
+        self.scratch = bytearray(SCRATCH_SIZE)
+        self.wheel = Wheel(hub.loop)
+        self._dirty: deque[Callable[[], object]] = deque()
+        self._flush_scheduled = False
+        self._pings = (0.0, 0)
+        self._lock = allocate_lock()
+        self._reserved: dict[Any, int] = {}
+
+    def is_here(self) -> bool:
+        """True in the thread this runtime belongs to."""
+        return bool(get_ident() == self.thread)
+
+    def flush_later(self, flush: Callable[[], object]) -> None:
+        """Call `flush()` in the hub before the loop next waits. It may not block or raise."""
+        self._dirty.append(flush)
+        if not self._flush_scheduled:
+            # run_callback and no prepare watcher: it runs on libev and libuv, and behind the callbacks that write.
+            self._flush_scheduled = True
+            self.hub.loop.run_callback(self._flush)
+
+    def call_from_thread(self, function: Callable[..., object], *args: object) -> None:
+        """Run `function(*args)` in this runtime's hub, from any thread. It may not block or raise."""
+        self.hub.loop.run_callback_threadsafe(function, *args)
+
+    def may_ping(self, now: float) -> bool:
+        """Grant at most PINGS_PER_TICK keepalive pings at the same `now`."""
+        at, count = self._pings
+        if at != now:
+            count = 0
+        self._pings = (now, count + 1)
+        return count < PINGS_PER_TICK
+
+    def reserve(self, owner: object, count: int, limit: int) -> None:
+        """Count bytes another thread has on their way to `owner`; a WriteQueueFull above `limit`."""
+        with self._lock:
+            underway = self._reserved.get(owner, 0)
+            if underway and underway + count > limit:
+                raise WriteQueueFull(f"{underway} bytes from other threads are on their way")
+            self._reserved[owner] = underway + count
+
+    def unreserve(self, owner: object, count: int) -> None:
+        """They have arrived."""
+        with self._lock:
+            underway = self._reserved.pop(owner) - count
+            if underway:
+                self._reserved[owner] = underway
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        for _ in range(len(self._dirty)):
+            self._dirty.popleft()()
+
+
+class _PerThread(get_original("_thread", "_local")):  # type: ignore[misc]
+    """A real thread-local even where gevent has patched threading.local into a greenlet-local."""
+
+    runtime: Runtime | None = None
+
+
+_per_thread = _PerThread()
+
+
+def current() -> Runtime:
+    """Return the runtime of this thread's hub; made on first use, and anew for a new hub or after a fork."""
+    runtime: Runtime | None = _per_thread.runtime
+    hub = get_hub()
+    if runtime is None or runtime.hub is not hub or runtime.pid != os.getpid():
+        runtime = _per_thread.runtime = Runtime(hub)
+    return runtime

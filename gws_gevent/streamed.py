@@ -1,0 +1,30 @@
+"""A message that is being written in fragments, and what waits behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gevent.event import Event
+from greenlet import getcurrent
+
+__all__ = ["StreamedMessage"]
+
+
+class StreamedMessage:
+    """Fragments of two messages may not interleave (RFC 6455 section 5.4): other messages wait for `done`.
+
+    Attributes:
+        greenlet: the one that writes the fragments.
+        behind: opcode, payload and callback of each message that could not wait.
+    """
+
+    __slots__ = ("behind", "done", "greenlet")
+
+    def __init__(self) -> None:
+        self.greenlet = getcurrent()
+        self.done = Event()
+        self.behind: list[tuple[int, bytes, Callable[[Exception | None], object] | None]] = []
+
+    def size_behind(self) -> int:
+        """Bytes that wait."""
+        return sum(len(payload) for _, payload, _ in self.behind)
