@@ -123,12 +123,12 @@ class Connection(Outgoing):
     @property
     def remote_address(self) -> Any:
         """The client's address as the socket module gives it; behind a trusted proxy, what the proxy says."""
-        return self._remote if self._remote is not None else self.stream.info("peername")
+        return _without_mapping(self._remote if self._remote is not None else self.stream.info("peername"))
 
     @property
     def local_address(self) -> Any:
         """Our address as the socket module gives it."""
-        return self.stream.info("sockname")
+        return _without_mapping(self.stream.info("sockname"))
 
     @property
     def net_conn(self) -> Any:
@@ -204,6 +204,13 @@ class Connection(Outgoing):
     def attach(self, handler: EventHandler) -> None:
         """Give an opened connection the handler that its `read_loop` will serve."""
         self._handler = handler
+
+    def run_read_loop(self) -> None:
+        """A client's greenlet: the read loop, out of which nothing escapes."""
+        try:
+            self.read_loop()
+        except BaseException:
+            self._runtime.hub.handle_error(self, *sys.exc_info())
 
     def read_loop(self) -> None:
         """Serve the handler until the connection has ended: on_open, messages, on_close. Blocks this greenlet."""
@@ -433,6 +440,11 @@ class Connection(Outgoing):
         """Drop the transport at once, with no goodbye. Idempotent, never blocks; may be called from any greenlet or the hub."""
         self._end(abort=True)
 
+    def kill(self) -> None:
+        """Kill the connection's greenlet, without waiting: the transport is aborted and on_close is called."""
+        if self._greenlet is not None:
+            gevent.kill(self._greenlet, block=False)
+
     def give_up(self, code: int, reason: str) -> None:
         """Close without sending what is queued: the frame that has begun, the close frame, and at most `close_timeout` more seconds."""
         if self._protocol.state is not State.OPEN:
@@ -645,6 +657,13 @@ class Connection(Outgoing):
         if self._ping_sent <= self._heard:
             self._ping_sent = now
             self._write_frame(Opcode.PING, pack("!d", now), True)
+
+
+def _without_mapping(address: Any) -> Any:
+    """Show an IPv4 peer of a dual-stack listener as one: ("::ffff:1.2.3.4", 5, 0, 0) is ("1.2.3.4", 5)."""
+    if isinstance(address, tuple) and str(address[0]).startswith("::ffff:") and "." in address[0]:
+        return address[0].removeprefix("::ffff:"), address[1]
+    return address
 
 
 def _from_now(seconds: float | None) -> float:

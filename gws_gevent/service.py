@@ -9,6 +9,8 @@ import logging
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from gevent.event import Event
+
 from gws_gevent import runtime
 from gws_gevent._accel import build_of
 from gws_gevent.frames import CloseCode
@@ -44,14 +46,28 @@ class Service:
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
         self._ids = count(1)
+        self._empty: Event | None = None
 
     def open(self, conn: Connection) -> EventHandler | None:
         """Do the opening handshake in the connection's greenlet; None if it was refused and the stream is to be closed."""
         raise NotImplementedError
 
+    def handshake_timed_out(self, conn: Connection) -> None:
+        """In the hub: the opening handshake's deadline has passed."""
+        conn.abort()
+
     def closed(self, conn: Connection) -> None:
         """A connection's greenlet has come to its end."""
         self.connections.discard(conn)
+        if self._empty is not None and not self.connections:
+            self._empty.set()
+
+    def wait_empty(self, timeout: float | None) -> bool:
+        """Wait until no connection is left; False if some are after `timeout` seconds."""
+        if not self.connections:
+            return True
+        self._empty = Event()
+        return bool(self._empty.wait(timeout))
 
     def next_id(self) -> int:
         """A number no other connection of this service has."""

@@ -1,0 +1,68 @@
+"""WebSocket for gevent: five callbacks, one greenlet per connection, very little memory.
+
+Importing this package patches nothing, and is safe before or after `gevent.monkey.patch_all()`.
+"""
+
+from gws_gevent._accel import ACCELERATED
+from gws_gevent.broadcast import PreparedMessage
+from gws_gevent.client import Client, connect
+from gws_gevent.connection import Connection
+from gws_gevent.exceptions import (
+    ConnectionClosed,
+    EndpointError,
+    GwsError,
+    HandshakeError,
+    HandshakeRefused,
+    MessageTooLarge,
+    MissingExtra,
+    ProtocolError,
+    Refusal,
+    StreamClosed,
+    TransportError,
+    WriteQueueFull,
+)
+from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode
+from gws_gevent.handler import EventHandler, Message
+from gws_gevent.handshake import Headers, Request, Response
+from gws_gevent.options import ClientOptions, ServerOptions
+from gws_gevent.server import Server, serve
+from gws_gevent.session import SessionStorage
+from gws_gevent.upgrader import Upgrader
+
+__all__ = [
+    "ACCELERATED",
+    "Client",
+    "ClientOptions",
+    "Close",
+    "CloseCode",
+    "CloseInfo",
+    "Connection",
+    "ConnectionClosed",
+    "EndpointError",
+    "EventHandler",
+    "GwsError",
+    "HandshakeError",
+    "HandshakeRefused",
+    "Headers",
+    "Message",
+    "MessageTooLarge",
+    "MissingExtra",
+    "Opcode",
+    "PreparedMessage",
+    "ProtocolError",
+    "Refusal",
+    "Request",
+    "Response",
+    "Server",
+    "ServerOptions",
+    "SessionStorage",
+    "StreamClosed",
+    "TransportError",
+    "Upgrader",
+    "WriteQueueFull",
+    "__version__",
+    "connect",
+    "serve",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,208 @@
+"""The opening handshake of a server connection: from the first byte to 101 or a refusal.
+
+Belongs here: reading the head off a stream, PROXY headers, routing, the answer. Does not belong here: the rules themselves
+(handshake.py, proxy_headers.py), the connection's life. Runs in the connection's greenlet under one deadline, and its frames
+and buffers are gone before the read loop starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gws_gevent._accel import build_of
+from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
+from gws_gevent.frames import CloseCode
+from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.handshake import (
+    Response, accept_response, http_response, judge_upgrade, parse_request, refusal_response, upgrade_required, wants_websocket,
+)  # fmt: skip
+from gws_gevent.http_head import HeadReader, Request
+from gws_gevent.proxy_headers import ProxyHeaderError, TrustedProxies, client_address, looks_like_proxy_header, parse_proxy_header
+from gws_gevent.service import Service
+
+if TYPE_CHECKING:
+    from gws_gevent.connection import Connection
+    from gws_gevent.options import ServerOptions
+    from gws_gevent.protocol import Side
+    from gws_gevent.transports.base import Stream
+else:
+    Side = build_of("protocol").Side
+
+__all__ = ["ServerService"]
+
+#: Bytes read and dropped behind a refused request, so that the answer isn't lost to a reset.
+LINGER_BYTES = 256 * 1024
+
+OnRequest = Callable[[Request], Any]
+OnError = Callable[["Stream | None", Exception], object]
+
+
+class ServerService(Service):
+    """What the connections of one Server share.
+
+    Args:
+        handler: serves every upgrade where there is no `on_request`.
+        on_request: routes each request; see Server.
+        on_error: told of what fails before a connection is open.
+    """
+
+    options: ServerOptions
+
+    def __init__(self, handler: EventHandler | None, options: ServerOptions, on_request: OnRequest | None, on_error: OnError) -> None:
+        Service.__init__(self, Side.SERVER, options)
+        self.stopping = False
+        self._handler = handler
+        self._on_request = on_request
+        self._on_error = on_error
+        self._trusted = TrustedProxies(options.trusted_proxies)
+        self._awaited: set[Connection] = set()
+
+    def open(self, conn: Connection) -> EventHandler | None:
+        try:
+            peer, received = self._read_proxy_header(conn.stream)
+            conn.stream.handshake(received)
+            return self._answer(conn, peer, b"" if conn.stream.info("carrier") is not None else received)
+        except (TransportError, ProxyHeaderError) as error:
+            self._on_error(conn.stream, error)
+            return None
+
+    def handshake_timed_out(self, conn: Connection) -> None:
+        """In the hub: the deadline has passed. Say 408 where a head was being waited for, without waiting, and drop the stream."""
+        try_send = getattr(conn.stream, "try_send", None)
+        if conn in self._awaited and try_send is not None:
+            try:
+                try_send(refusal_response(Refusal(408)))
+                conn.stream.shutdown_write()
+            except TransportError:
+                pass  # there is nobody left to tell
+            conn.stream.close()
+        conn.abort()
+
+    def _answer(self, conn: Connection, peer: Any, received: bytes) -> EventHandler | None:
+        request: Request | None = None
+        try:
+            reader = self._read_head(conn, received)
+            if reader is None:
+                return None
+            request = parse_request(reader.head)
+            if self.stopping or self._is_full():
+                raise Refusal(503)
+            remote = client_address(request.headers, peer, self._trusted) if self._trusted else peer
+            handler = self._route(request)
+            if isinstance(handler, Response):
+                self._say(conn.stream, http_response(handler, method=request.method))
+                return None
+            if not wants_websocket(request):
+                raise upgrade_required()
+            acceptance = judge_upgrade(request, self.options)
+            self._authorize(conn, request)
+            conn.stream.send_all(accept_response(acceptance, self.options.response_headers))
+        except HandshakeError as error:
+            refusal = error if isinstance(error, Refusal) else Refusal(400)
+            self._refuse(conn, refusal, request)
+            return None
+        except TransportError:
+            raise
+        except Exception as error:
+            self.log(logging.ERROR, conn, "a callback failed during the opening handshake", error=error)
+            self._refuse(conn, Refusal(500), request)
+            return None
+        conn.accepted(acceptance.subprotocol, request, remote, reader.rest)
+        if self.stopping:
+            conn.write_close(CloseCode.GOING_AWAY)
+        return handler
+
+    def _read_proxy_header(self, stream: Stream) -> tuple[Any, bytes]:
+        """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""
+        peer = stream.info("peername")
+        if not self._trusted or not self._trusted.trusts(peer):
+            return peer, b""
+        carrier = stream.info("carrier") or stream
+        received = b""
+        while True:
+            piece = self._read(carrier)
+            received += piece
+            looks = looks_like_proxy_header(received)
+            if looks is False or (looks is None and not piece):
+                return peer, received
+            header = parse_proxy_header(received) if looks else None
+            if header is not None:
+                return header.source or peer, received[header.consumed :]
+            if not piece:
+                raise ProxyHeaderError("the stream ended inside a PROXY header")
+
+    def _read_head(self, conn: Connection, received: bytes) -> HeadReader | None:
+        """Collect the request head; None if the peer left before it began one."""
+        reader = HeadReader(self.options.max_request_head)
+        self._awaited.add(conn)
+        try:
+            if received and reader.feed(received):
+                return reader
+            while True:
+                piece = self._read(conn.stream)
+                if not piece:
+                    if reader.pending:
+                        raise Refusal(400)
+                    return None
+                if reader.feed(piece):
+                    return reader
+        finally:
+            self._awaited.discard(conn)
+
+    def _read(self, stream: Stream) -> bytes:
+        buffer = self.runtime.buffer
+        count = stream.recv_into(buffer)
+        return bytes(memoryview(buffer)[:count])
+
+    def _is_full(self) -> bool:
+        limit = self.options.max_connections
+        return limit is not None and len(self.connections) > limit
+
+    def is_beyond_refusing(self) -> bool:
+        """True when so many connections wait for their 503 that the next is dropped unanswered."""
+        limit = self.options.max_connections
+        return limit is not None and len(self.connections) >= 2 * limit + 100
+
+    def _route(self, request: Request) -> EventHandler | Response:
+        answer: Any = self._handler
+        if self._on_request is not None:
+            answer = self._on_request(request)
+            if answer is None:
+                raise Refusal(404)
+        if isinstance(answer, Refusal):
+            raise answer
+        if isinstance(answer, Response):
+            return answer
+        return as_handler(answer)
+
+    def _authorize(self, conn: Connection, request: Request) -> None:
+        if self.options.authorize is None:
+            return
+        answer = self.options.authorize(request, conn.session)
+        if isinstance(answer, Refusal):
+            raise answer
+        if answer is False:
+            raise Refusal(401)
+
+    def _refuse(self, conn: Connection, refusal: Refusal, request: Request | None) -> None:
+        head_only = request is not None and request.method == "HEAD"
+        try:
+            answer = refusal_response(refusal, head_only)
+        except ValueError as error:
+            self.log(logging.ERROR, conn, "a refusal that cannot be sent", error=error)
+            answer = refusal_response(Refusal(500), head_only)
+        self._say(conn.stream, answer)
+
+    def _say(self, stream: Stream, answer: bytes) -> None:
+        """Answer with HTTP, then read on for a while: closing with unread input would reset the connection and lose the answer."""
+        stream.send_all(answer)
+        stream.shutdown_write()
+        left = LINGER_BYTES
+        while left > 0:
+            count = stream.recv_into(self.runtime.buffer)
+            if count == 0:
+                break
+            left -= count
+        stream.close()

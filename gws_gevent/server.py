@@ -1,0 +1,195 @@
+"""The server: endpoints, connections, start and stop.
+
+Belongs here: what a program that serves calls. Does not belong here: the opening handshake (opening.py), a connection's life.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+from gevent.event import Event
+
+from gws_gevent.connection import Connection
+from gws_gevent.exceptions import GwsError
+from gws_gevent.frames import CloseCode
+from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.handshake import Response
+from gws_gevent.http_head import Request
+from gws_gevent.opening import ServerService
+from gws_gevent.options import ServerOptions
+from gws_gevent.transports.base import Endpoint, Listener, ListenSettings, Stream, TlsFiles
+from gws_gevent.transports.registry import listen, listen_on_socket
+
+__all__ = ["Server", "serve"]
+
+#: Seconds that `stop` waits for greenlets after it has aborted their transports.
+GRACE = 1.0
+
+
+class Server:
+    """Serves WebSocket connections on any number of endpoints, one greenlet each.
+
+    Args:
+        handler: an EventHandler, or a function that takes a connection. None needs `on_request`.
+        options: see ServerOptions.
+        on_request: called with each Request; returns a handler to upgrade with, a Response to answer with, or None for 404.
+            A Refusal may be returned or raised.
+    """
+
+    def __init__(
+        self,
+        handler: EventHandler | Callable[[Connection], object] | None = None,
+        options: ServerOptions | None = None,
+        on_request: Callable[[Request], EventHandler | Callable[[Connection], object] | Response | None] | None = None,
+    ) -> None:
+        if handler is None and on_request is None:
+            raise TypeError("a server needs a handler, or on_request")
+        self.options = options or ServerOptions()
+        self._handler = as_handler(handler) if handler is not None else None
+        self._on_request = on_request
+        self._listeners: list[Listener] = []
+        self._service: ServerService | None = None
+        self._stopped = Event()
+
+    # Starting
+
+    def start(self, *endpoints: str | Endpoint, settings: ListenSettings | None = None) -> None:
+        """Listen on endpoints such as `"127.0.0.1:3001"`, `"tls://:443"` or `"unix:/run/ws.sock"`, and return.
+
+        Raises:
+            EndpointError: an endpoint that cannot be understood.
+            TransportError: one that cannot be listened on. Those before it are closed again.
+        """
+        settings = self._complete(settings)
+        self._start([listen(endpoint, settings) for endpoint in endpoints])
+
+    def run(self, *endpoints: str | Endpoint, settings: ListenSettings | None = None) -> None:
+        """`start`, and serve until `stop` is called."""
+        self.start(*endpoints, settings=settings)
+        self.serve_forever()
+
+    def run_tls(self, endpoint: str | Endpoint, cert: str, key: str | None = None) -> None:
+        """Serve TLS on one endpoint with a certificate and key in PEM files, until `stop` is called."""
+        parsed = Endpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint
+        if parsed.scheme == "tcp":
+            parsed = replace(parsed, scheme="tls")
+        self.run(parsed, settings=ListenSettings(tls=TlsFiles(cert, key)))
+
+    def run_listener(self, listener: Any) -> None:
+        """Serve a Listener of any transport, or a listening socket, until `stop` is called."""
+        self._start([listener if isinstance(listener, Listener) else listen_on_socket(listener, self._complete(None))])
+        self.serve_forever()
+
+    def serve_forever(self) -> None:
+        """Block until `stop` has finished; an exception thrown in, such as KeyboardInterrupt, stops the server first."""
+        try:
+            self._stopped.wait()
+        finally:
+            self.stop()
+
+    def _complete(self, settings: ListenSettings | None) -> ListenSettings:
+        settings = settings or ListenSettings()
+        on_error = settings.on_error or (lambda error: self.on_error(None, error))
+        return replace(settings, no_delay=self.options.no_delay and settings.no_delay, on_error=on_error)
+
+    def _start(self, listeners: list[Listener]) -> None:
+        if self._service is None or self._service.stopping:
+            self._service = ServerService(self._handler, self.options, self._on_request, self._tell)
+            self._stopped.clear()
+        started: list[Listener] = []
+        try:
+            for listener in listeners:
+                listener.start(self._on_stream)
+                started.append(listener)
+        except BaseException:
+            for listener in started:
+                listener.close()
+            raise
+        self._listeners += started
+
+    def _on_stream(self, stream: Stream) -> None:
+        service = self._service
+        if service is None or service.is_beyond_refusing():
+            stream.abort()
+            return
+        conn = Connection(stream, service)
+        service.connections.add(conn)
+        conn.run()
+
+    def _tell(self, stream: Stream | None, error: Exception) -> None:
+        self.on_error(stream, error)
+
+    # While it runs
+
+    @property
+    def connections(self) -> Collection[Connection]:
+        """Every connection from accept to close; a copy."""
+        return frozenset(self._service.connections) if self._service is not None else frozenset()
+
+    @property
+    def addresses(self) -> list[str]:
+        """The bound endpoints as URLs, in the order given; port 0 is replaced by the real one."""
+        return [listener.address for listener in self._listeners]
+
+    @property
+    def address(self) -> str:
+        """The first of `addresses`.
+
+        Raises:
+            GwsError: the server listens nowhere.
+        """
+        if not self._listeners:
+            raise GwsError("the server is not listening")
+        return self._listeners[0].address
+
+    def on_error(self, stream: Stream | None, error: Exception) -> None:
+        """Told of what fails outside of an open connection: a failed accept (no stream), a TLS or opening handshake. Override it."""
+        level = logging.ERROR if stream is None else logging.DEBUG
+        (self.options.logger or logging.getLogger("gws_gevent")).log(level, "%s", error)
+
+    def reload(self) -> None:
+        """Read certificate files again, for connections accepted from now on.
+
+        Raises:
+            TransportError: a file cannot be used; that listener keeps what it had.
+        """
+        for listener in self._listeners:
+            listener.reload()
+
+    # Stopping
+
+    def stop(self, timeout: float | None = 5.0) -> None:
+        """Stop accepting, close every connection with 1001, wait for them, abort what is left after `timeout` seconds. Idempotent."""
+        service = self._service
+        if service is None or service.stopping:
+            return
+        service.stopping = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for conn in list(service.connections):
+            conn.write_close(CloseCode.GOING_AWAY)
+        if not service.wait_empty(timeout):
+            for conn in list(service.connections):
+                conn.abort()
+            if not service.wait_empty(GRACE):
+                for conn in list(service.connections):
+                    conn.kill()
+                service.wait_empty(GRACE)
+        self._stopped.set()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def serve(
+    handler: EventHandler | Callable[[Connection], object], *endpoints: str | Endpoint, options: ServerOptions | None = None
+) -> None:
+    """Serve a handler on endpoints until interrupted: `serve(echo, "127.0.0.1:3001")`."""
+    Server(handler, options).run(*endpoints)

@@ -1,0 +1,45 @@
+"""Upgrading streams that somebody else accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from gws_gevent.connection import Connection
+from gws_gevent.exceptions import HandshakeError
+from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.opening import ServerService
+from gws_gevent.options import ServerOptions
+from gws_gevent.transports.base import Stream
+
+__all__ = ["Upgrader"]
+
+
+class Upgrader:
+    """Does the server's opening handshake on a stream. See Server for the arguments."""
+
+    def __init__(self, handler: EventHandler | Callable[[Connection], object], options: ServerOptions | None = None) -> None:
+        self._service = ServerService(as_handler(handler), options or ServerOptions(), None, self._remember)
+        self._error: Exception | None = None
+
+    def upgrade_stream(self, stream: Stream) -> Connection:
+        """Read the request off `stream`, answer it, and return the open connection; call its `read_loop()` in this greenlet.
+
+        Raises:
+            HandshakeError: the request was refused, and the peer has been told; or the stream failed (`__cause__`).
+        """
+        conn = Connection(stream, self._service)
+        self._service.connections.add(conn)
+        self._error = None
+        handler = None
+        try:
+            handler = self._service.open(conn)
+        finally:
+            if handler is None:
+                conn.abort()
+                self._service.closed(conn)
+        if handler is None:
+            raise HandshakeError("the request was not upgraded") from self._error
+        conn.attach(handler)
+        return conn
+
+    def _remember(self, _stream: Stream | None, error: Exception) -> None:
+        self._error = error
