@@ -1,7 +1,7 @@
 """A connection: the read loop, the two faces of reading, and the life from accept to close.
 
-Belongs here: reading, dispatching, closing, deadlines. Does not belong here: writing (outgoing.py), what a frame means
-(protocol.py), the opening handshake (server.py, client.py).
+Belongs here: reading, dispatching, closing. Does not belong here: writing (outgoing.py), deadlines (deadlines.py), what a frame
+means (protocol.py), the opening handshake (opening.py, client.py).
 
 Everything the reader does happens in the connection's own greenlet. `abort` and `on_deadline` run elsewhere: they only end the
 stream, which wakes the reader, and the reader tidies up.
@@ -12,9 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
-from random import random
-from struct import pack
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -23,10 +20,9 @@ from gevent.pool import Pool
 from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
+from gws_gevent.deadlines import Deadlines
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, Opcode
-from gws_gevent.outgoing import Outgoing
-from gws_gevent.timers import TICK
 
 if TYPE_CHECKING:
     from gws_gevent.handler import EventHandler
@@ -42,12 +38,8 @@ else:
 
 __all__ = ["Connection"]
 
-NEVER = float("inf")
-#: A ping goes out between this share of `ping_interval` and the whole, so that connections made together drift apart.
-JITTER = 0.75
 
-
-class Connection(Outgoing):
+class Connection(Deadlines):
     """One WebSocket connection, on either side. Servers and `connect` make them.
 
     Attributes:
@@ -58,16 +50,13 @@ class Connection(Outgoing):
     """
 
     __slots__ = (
-        "_batch_at", "_close_by", "_closed", "_due", "_ended", "_error", "_greenlet", "_handler", "_heard", "_limits", "_message_since",
-        "_opened", "_ping_at", "_ping_sent", "_pool", "_reading", "_remote", "_request", "_session", "id", "latency", "subprotocol",
+        "_batch_at", "_closed", "_greenlet", "_handler", "_opened", "_pool", "_remote", "_request", "_session", "id", "subprotocol",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
-        Outgoing.__init__(self, stream, service)
-        self._protocol.state = State.CONNECTING
+        Deadlines.__init__(self, stream, service)
         self.id = service.next_id()
         self.subprotocol: str | None = None
-        self.latency: float | None = None
         self._batch_at = 0
         self._greenlet: Any = None
         self._handler: EventHandler | None = None
@@ -76,20 +65,7 @@ class Connection(Outgoing):
         self._remote: Any = None
         self._pool: Pool | None = None
         self._closed: Event | None = None
-        self._error: BaseException | None = None
         self._opened = False
-        self._ended = False
-        self._reading = False
-        # Monotonic seconds; 0 means none.
-        self._heard = 0.0
-        self._ping_at = 0.0
-        self._ping_sent = 0.0
-        self._message_since = 0.0
-        self._limits: tuple[float, float] | None = None
-        self._due = NEVER
-        # The opening handshake's deadline until it is done, then the closing handshake's.
-        self._close_by = monotonic() + service.options.handshake_timeout
-        self._look_at(self._close_by)
 
     # Facts
 
@@ -132,7 +108,7 @@ class Connection(Outgoing):
 
     @property
     def net_conn(self) -> Any:
-        """A gevent socket on the same descriptor, for options and addresses; the connection keeps owning it. None without a socket."""
+        """A gevent socket on the same descriptor, for options and addresses; the connection keeps it. None without a socket."""
         return self.stream.info("socket")
 
     @property
@@ -147,21 +123,6 @@ class Connection(Outgoing):
         sock = self.net_conn
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(on))
-
-    def set_deadline(self, seconds: float | None) -> None:
-        """Abort the connection so many seconds from now, whatever it does. None takes the deadline back."""
-        self.set_read_deadline(seconds)
-        self.set_write_deadline(seconds)
-
-    def set_read_deadline(self, seconds: float | None) -> None:
-        """Abort the connection if it is reading so many seconds from now."""
-        self._limits = (_from_now(seconds), self._limits[1] if self._limits is not None else NEVER)
-        self._look_at(self._limits[0])
-
-    def set_write_deadline(self, seconds: float | None) -> None:
-        """Abort the connection if it has unsent output so many seconds from now."""
-        self._limits = (self._limits[0] if self._limits is not None else NEVER, _from_now(seconds))
-        self._look_at(self._limits[1])
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self.state.name} {self.remote_address}>"
@@ -191,15 +152,9 @@ class Connection(Outgoing):
         self.subprotocol = subprotocol
         self._request = request
         self._remote = remote
-        self._close_by = 0.0
-        now = self._heard = monotonic()
-        options = self._service.options
-        if options.ping_interval is not None:
-            self._ping_at = now + options.ping_interval * (JITTER + (1 - JITTER) * random())
-        self._due = NEVER
-        self._look_at(self._next_due(now))
+        self._start_clocks()
         if rest:
-            self._take(self._protocol.receive(rest, 0, len(rest)), now)
+            self._take(self._protocol.receive(rest, 0, len(rest)), self._heard)
 
     def attach(self, handler: EventHandler) -> None:
         """Give an opened connection the handler that its `read_loop` will serve."""
@@ -360,9 +315,7 @@ class Connection(Outgoing):
         if not self._protocol.incomplete:
             self._message_since = 0.0
         elif messages or not self._message_since:
-            self._message_since = now
-            if self._service.options.message_timeout is not None:
-                self._look_at(now + self._service.options.message_timeout)
+            self._message_has_begun(now)
         if self._accounted or self._protocol.incomplete:
             self._account()
 
@@ -384,12 +337,8 @@ class Connection(Outgoing):
                 self.write_pong(message.data)
             else:
                 handler.on_ping(self, message.data)
-        elif message.opcode is Opcode.PONG:
-            if self._ping_sent and message.data == pack("!d", self._ping_sent):
-                self.latency = monotonic() - self._ping_sent
-                self._ping_sent = 0.0
-            elif handler is not None:
-                handler.on_pong(self, message.data)
+        elif message.opcode is Opcode.PONG and not self._is_keepalive_pong(message.data) and handler is not None:
+            handler.on_pong(self, message.data)
 
     def _handle_in_pool(self, handler: EventHandler, message: Message) -> None:
         if self._pool is None:
@@ -446,7 +395,7 @@ class Connection(Outgoing):
             gevent.kill(self._greenlet, block=False)
 
     def give_up(self, code: int, reason: str) -> None:
-        """Close without sending what is queued: the frame that has begun, the close frame, and at most `close_timeout` more seconds."""
+        """Close without sending what is queued: the frame that has begun, the close frame, and no more than `close_timeout`."""
         if self._protocol.state is not State.OPEN:
             return
         if self._writer is not None:
@@ -497,11 +446,6 @@ class Connection(Outgoing):
             self._flush(writer)
         except ConnectionClosed:
             return  # the reader learns it from the stream
-
-    def _closing_has_begun(self) -> None:
-        if not self._close_by:
-            self._close_by = monotonic() + self._service.options.close_timeout
-            self._look_at(self._close_by)
 
     def _info_so_far(self) -> CloseInfo:
         return self._protocol.info if self._protocol.info is not None else CloseInfo(error=self._error)
@@ -561,8 +505,7 @@ class Connection(Outgoing):
         """Unsent output appeared, shrank or is gone."""
         self._release(writer)
         if not self._ended:
-            if writer.size and self._service.options.write_timeout is not None:
-                self._look_at(writer.progress + self._service.options.write_timeout)
+            self._watch_output(writer)
             self._account()
 
     def _account(self) -> None:
@@ -571,103 +514,12 @@ class Connection(Outgoing):
         if change:
             self._service.account(change)
 
-    # Deadlines
-
-    def _look_at(self, when: float) -> None:
-        """Have `on_deadline` called no later than `when`."""
-        if when < self._due and not self._ended:
-            self._due = when
-            self._runtime.wheel.schedule(self, when)
-
-    def on_deadline(self, now: float) -> float:
-        """In the hub: abort what is overdue, send the keepalive ping."""
-        self._due = NEVER
-        if self._ended:
-            return NEVER
-        if self._handler is None and self.state is State.CONNECTING:
-            if now < self._close_by:
-                self._due = self._close_by
-                return self._due
-            self._service.handshake_timed_out(self)
-            return NEVER
-        if not self._reading:
-            # The clocks of reading stand still while we do not read.
-            self._heard = now
-            if self._message_since:
-                self._message_since = now
-        overdue = self._overdue(now)
-        if overdue is not None:
-            self._error = self._error or TransportError(overdue)
-            self._end(abort=True)
-            return NEVER
-        if self._ping_at and now >= self._ping_at:
-            self._keepalive(now)
-        self._due = max(self._next_due(now), now + TICK)
-        return self._due
-
-    def _overdue(self, now: float) -> str | None:
-        """What ends the connection now, in words; None if nothing does."""
-        options = self._service.options
-        writer = self._writer
-        read_by, write_by = self._limits if self._limits is not None else (NEVER, NEVER)
-        if self._close_by and now >= self._close_by:
-            return "the closing handshake took too long"
-        if writer is not None and writer.size:
-            if options.write_timeout is not None and now >= writer.progress + options.write_timeout:
-                return f"the peer took no bytes for {options.write_timeout} seconds"
-            if now >= write_by:
-                return "the write deadline has passed"
-        if self._reading and now >= read_by:
-            return "the read deadline has passed"
-        if options.read_timeout is not None and now >= self._heard + options.read_timeout:
-            return f"nothing was received for {options.read_timeout} seconds"
-        if self._message_since and options.message_timeout is not None and now >= self._message_since + options.message_timeout:
-            return f"a message took more than {options.message_timeout} seconds"
-        if self._ping_sent > self._heard and options.ping_timeout is not None and now >= self._ping_sent + options.ping_timeout:
-            return f"a ping was not answered within {options.ping_timeout} seconds"
-        return None
-
-    def _next_due(self, now: float) -> float:
-        options = self._service.options
-        due = self._close_by or NEVER
-        if self._limits is not None:
-            due = min(due, *(limit if limit > now else now for limit in self._limits))
-        if self._writer is not None and self._writer.size and options.write_timeout is not None:
-            due = min(due, self._writer.progress + options.write_timeout)
-        if options.read_timeout is not None:
-            due = min(due, self._heard + options.read_timeout)
-        if self._message_since and options.message_timeout is not None:
-            due = min(due, self._message_since + options.message_timeout)
-        if self._ping_at and not self._close_by:
-            due = min(due, self._ping_at)
-            if self._ping_sent > self._heard and options.ping_timeout is not None:
-                due = min(due, self._ping_sent + options.ping_timeout)
-        return due
-
-    def _keepalive(self, now: float) -> None:
-        interval = self._service.options.ping_interval
-        assert interval is not None
-        if self._protocol.state is not State.OPEN or self._writer is not None or not self._reading:
-            # Unsent output has its own deadline, and a handler at work is no silent peer.
-            self._ping_at = now + min(interval, 1.0)
-            return
-        if not self._runtime.may_ping(now):
-            return
-        self._ping_at = now + interval * (JITTER + (1 - JITTER) * random())
-        if self._ping_sent <= self._heard:
-            self._ping_sent = now
-            self._write_frame(Opcode.PING, pack("!d", now), True)
-
 
 def _without_mapping(address: Any) -> Any:
     """Show an IPv4 peer of a dual-stack listener as one: ("::ffff:1.2.3.4", 5, 0, 0) is ("1.2.3.4", 5)."""
     if isinstance(address, tuple) and str(address[0]).startswith("::ffff:") and "." in address[0]:
         return address[0].removeprefix("::ffff:"), address[1]
     return address
-
-
-def _from_now(seconds: float | None) -> float:
-    return NEVER if seconds is None else monotonic() + seconds
 
 
 def _shortened(reason: str) -> str:

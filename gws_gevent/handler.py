@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     Message = build_of("messages").Message
 
-__all__ = ["EventHandler", "Message", "as_handler"]
+__all__ = ["EventHandler", "Message"]
 
 
 class EventHandler:

@@ -16,7 +16,14 @@ from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.frames import CloseCode
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.handshake import (
-    Response, accept_response, http_response, judge_upgrade, parse_request, refusal_response, upgrade_required, wants_websocket,
+    Response,
+    accept_response,
+    http_response,
+    judge_upgrade,
+    parse_request,
+    refusal_response,
+    upgrade_required,
+    wants_websocket,
 )  # fmt: skip
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.proxy_headers import ProxyHeaderError, TrustedProxies, client_address, looks_like_proxy_header, parse_proxy_header
@@ -50,7 +57,9 @@ class ServerService(Service):
 
     options: ServerOptions
 
-    def __init__(self, handler: EventHandler | None, options: ServerOptions, on_request: OnRequest | None, on_error: OnError) -> None:
+    def __init__(
+        self, handler: EventHandler | None, options: ServerOptions, on_request: OnRequest | None, on_error: OnError
+    ) -> None:
         Service.__init__(self, Side.SERVER, options)
         self.stopping = False
         self._handler = handler

@@ -6,10 +6,9 @@ wait. Does not belong here: reading, the life of the connection.
 
 from __future__ import annotations
 
-import os
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from greenlet import getcurrent
 
@@ -406,6 +405,14 @@ class Outgoing(Timed):
 
     def give_up(self, code: int, reason: str) -> None:
         """Close without sending what is queued: it has come to too much."""
+        raise NotImplementedError
+
+    def output_failed(self, error: TransportError) -> None:
+        """The Writer's stream has failed."""
+        raise NotImplementedError
+
+    def output_changed(self, writer: Writer) -> None:
+        """The Writer has more, or less, to send."""
         raise NotImplementedError
 
     def _closing_has_begun(self) -> None:

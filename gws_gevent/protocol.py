@@ -115,7 +115,8 @@ class Protocol:
     Attributes:
         state: OPEN from the start.
         info: the closing handshake so far; None while nobody has begun it.
-        failure: the ProtocolError that ended reading; the caller answers it with a close frame of its code. Later bytes are ignored.
+        failure: the ProtocolError that ended reading; the caller answers it with a close frame of its code. Bytes after it are
+            ignored.
     """
 
     __slots__ = ("_partial", "_rules", "failure", "info", "state")

@@ -146,7 +146,7 @@ class Server:
         return self._listeners[0].address
 
     def on_error(self, stream: Stream | None, error: Exception) -> None:
-        """Told of what fails outside of an open connection: a failed accept (no stream), a TLS or opening handshake. Override it."""
+        """Told of what fails outside of an open connection: a failed accept (no stream), TLS, an opening handshake. Override it."""
         level = logging.ERROR if stream is None else logging.DEBUG
         (self.options.logger or logging.getLogger("gws_gevent")).log(level, "%s", error)
 
@@ -162,7 +162,7 @@ class Server:
     # Stopping
 
     def stop(self, timeout: float | None = 5.0) -> None:
-        """Stop accepting, close every connection with 1001, wait for them, abort what is left after `timeout` seconds. Idempotent."""
+        """Stop accepting, close every connection with 1001, wait `timeout` seconds, abort what is left. Idempotent."""
         service = self._service
         if service is None or service.stopping:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+
 from gws_gevent.connection import Connection
 from gws_gevent.exceptions import HandshakeError
 from gws_gevent.handler import EventHandler, as_handler

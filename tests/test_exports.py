@@ -19,7 +19,7 @@ EXPORTED = ("broadcast", "client", "connection", "exceptions", "frames", "handle
 EXPORTED_IN_PART = {"handshake": {"Headers", "Request", "Response"}}
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "cli", "extensions", "http_head", "integrations", "messages", "outgoing", "protocol", "proxy_headers", "runtime", "service",
+    "cli", "deadlines", "extensions", "http_head", "integrations", "messages", "opening", "outgoing", "protocol", "proxy_headers", "runtime", "service",
     "streamed", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 

@@ -22,8 +22,8 @@ LAYERS = {
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
     **dict.fromkeys(("handshake", "http_head", "messages", "protocol", "proxy_headers", "urls"), 2),
     **dict.fromkeys(("_fdio", "runtime", "timers", "transports"), 3),
-    **dict.fromkeys(("broadcast", "connection", "handler", "outgoing", "service", "session", "streamed", "writer"), 4),
-    **dict.fromkeys(("client", "integrations", "server", "upgrader"), 5),
+    **dict.fromkeys(("broadcast", "connection", "deadlines", "handler", "outgoing", "service", "session", "streamed", "writer"), 4),
+    **dict.fromkeys(("client", "integrations", "opening", "server", "upgrader"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
 

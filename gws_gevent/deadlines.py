@@ -1,0 +1,209 @@
+"""The clocks of a connection: keepalive, timeouts, deadlines.
+
+Belongs here: when something is overdue, and the keepalive ping. Does not belong here: the wheel (timers.py), reading, writing.
+
+A connection stands on the wheel once, at the earliest of its deadlines. A deadline ends the stream and never throws into user
+code; the reader then unwinds in its own greenlet.
+"""
+
+from __future__ import annotations
+
+from random import random
+from struct import pack
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from gws_gevent._accel import build_of
+from gws_gevent.exceptions import TransportError
+from gws_gevent.frames import Opcode
+from gws_gevent.outgoing import Outgoing
+from gws_gevent.timers import TICK
+
+if TYPE_CHECKING:
+    from gws_gevent.protocol import State
+    from gws_gevent.service import Service
+    from gws_gevent.transports.base import Stream
+    from gws_gevent.writer import Writer
+else:
+    State = build_of("protocol").State
+
+__all__ = ["Deadlines"]
+
+NEVER = float("inf")
+#: A ping goes out between this share of `ping_interval` and the whole, so that connections made together drift apart.
+JITTER = 0.75
+
+
+class Deadlines(Outgoing):
+    """The half of a connection that watches the time.
+
+    Attributes:
+        latency: seconds of the last keepalive round trip, or None.
+    """
+
+    __slots__ = (
+        "_close_by", "_due", "_ended", "_error", "_heard", "_limits", "_message_since", "_ping_at", "_ping_sent", "_reading",
+        "latency",
+    )  # fmt: skip
+
+    def __init__(self, stream: Stream, service: Service) -> None:
+        Outgoing.__init__(self, stream, service)
+        self._protocol.state = State.CONNECTING
+        self.latency: float | None = None
+        self._error: BaseException | None = None
+        self._ended = False
+        self._reading = False
+        # Monotonic seconds; 0 means none.
+        self._heard = 0.0
+        self._ping_at = 0.0
+        self._ping_sent = 0.0
+        self._message_since = 0.0
+        self._limits: tuple[float, float] | None = None
+        self._due = NEVER
+        # The opening handshake's deadline until it is done, then the closing handshake's.
+        self._close_by = monotonic() + service.options.handshake_timeout
+        self._look_at(self._close_by)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Abort the connection so many seconds from now, whatever it does. None takes the deadline back."""
+        self.set_read_deadline(seconds)
+        self.set_write_deadline(seconds)
+
+    def set_read_deadline(self, seconds: float | None) -> None:
+        """Abort the connection if it is reading so many seconds from now."""
+        self._limits = (_from_now(seconds), self._limits[1] if self._limits is not None else NEVER)
+        self._look_at(self._limits[0])
+
+    def set_write_deadline(self, seconds: float | None) -> None:
+        """Abort the connection if it has unsent output so many seconds from now."""
+        self._limits = (self._limits[0] if self._limits is not None else NEVER, _from_now(seconds))
+        self._look_at(self._limits[1])
+
+    # What the other halves tell
+
+    def _start_clocks(self) -> None:
+        """The opening handshake is done."""
+        self._close_by = 0.0
+        now = self._heard = monotonic()
+        interval = self._service.options.ping_interval
+        if interval is not None:
+            self._ping_at = now + interval * (JITTER + (1 - JITTER) * random())
+        self._due = NEVER
+        self._look_at(self._next_due(now))
+
+    def _closing_has_begun(self) -> None:
+        if not self._close_by:
+            self._close_by = monotonic() + self._service.options.close_timeout
+            self._look_at(self._close_by)
+
+    def _message_has_begun(self, now: float) -> None:
+        self._message_since = now
+        if self._service.options.message_timeout is not None:
+            self._look_at(now + self._service.options.message_timeout)
+
+    def _watch_output(self, writer: Writer) -> None:
+        if writer.size and self._service.options.write_timeout is not None:
+            self._look_at(writer.progress + self._service.options.write_timeout)
+
+    def _is_keepalive_pong(self, payload: bytes) -> bool:
+        """Tell whether a pong answers our ping, and take the round trip."""
+        if not self._ping_sent or payload != pack("!d", self._ping_sent):
+            return False
+        self.latency = monotonic() - self._ping_sent
+        self._ping_sent = 0.0
+        return True
+
+    # Inside
+
+    def _look_at(self, when: float) -> None:
+        """Have `on_deadline` called no later than `when`."""
+        if when < self._due and not self._ended:
+            self._due = when
+            self._runtime.wheel.schedule(self, when)
+
+    def on_deadline(self, now: float) -> float:
+        """In the hub: abort what is overdue, send the keepalive ping."""
+        self._due = NEVER
+        if self._ended:
+            return NEVER
+        if self._protocol.state is State.CONNECTING:
+            if now < self._close_by:
+                self._due = self._close_by
+                return self._due
+            self._service.handshake_timed_out(self)  # type: ignore[arg-type]  # every Deadlines is a Connection
+            return NEVER
+        if not self._reading:
+            # The clocks of reading stand still while we do not read.
+            self._heard = now
+            if self._message_since:
+                self._message_since = now
+        overdue = self._overdue(now)
+        if overdue is not None:
+            self._error = self._error or TransportError(overdue)
+            self._end(abort=True)
+            return NEVER
+        if self._ping_at and now >= self._ping_at:
+            self._keepalive(now)
+        self._due = max(self._next_due(now), now + TICK)
+        return self._due
+
+    def _overdue(self, now: float) -> str | None:
+        """What ends the connection now, in words; None if nothing does."""
+        options = self._service.options
+        writer = self._writer
+        read_by, write_by = self._limits if self._limits is not None else (NEVER, NEVER)
+        if self._close_by and now >= self._close_by:
+            return "the closing handshake took too long"
+        if writer is not None and writer.size:
+            if options.write_timeout is not None and now >= writer.progress + options.write_timeout:
+                return f"the peer took no bytes for {options.write_timeout} seconds"
+            if now >= write_by:
+                return "the write deadline has passed"
+        if self._reading and now >= read_by:
+            return "the read deadline has passed"
+        if options.read_timeout is not None and now >= self._heard + options.read_timeout:
+            return f"nothing was received for {options.read_timeout} seconds"
+        if self._message_since and options.message_timeout is not None and now >= self._message_since + options.message_timeout:
+            return f"a message took more than {options.message_timeout} seconds"
+        if self._ping_sent > self._heard and options.ping_timeout is not None and now >= self._ping_sent + options.ping_timeout:
+            return f"a ping was not answered within {options.ping_timeout} seconds"
+        return None
+
+    def _next_due(self, now: float) -> float:
+        options = self._service.options
+        due = self._close_by or NEVER
+        if self._limits is not None:
+            due = min(due, *(limit if limit > now else now for limit in self._limits))
+        if self._writer is not None and self._writer.size and options.write_timeout is not None:
+            due = min(due, self._writer.progress + options.write_timeout)
+        if options.read_timeout is not None:
+            due = min(due, self._heard + options.read_timeout)
+        if self._message_since and options.message_timeout is not None:
+            due = min(due, self._message_since + options.message_timeout)
+        if self._ping_at and not self._close_by:
+            due = min(due, self._ping_at)
+            if self._ping_sent > self._heard and options.ping_timeout is not None:
+                due = min(due, self._ping_sent + options.ping_timeout)
+        return due
+
+    def _keepalive(self, now: float) -> None:
+        interval = self._service.options.ping_interval
+        assert interval is not None
+        if self._protocol.state is not State.OPEN or self._writer is not None or not self._reading:
+            # Unsent output has its own deadline, and a handler at work is no silent peer.
+            self._ping_at = now + min(interval, 1.0)
+            return
+        if not self._runtime.may_ping(now):
+            return
+        self._ping_at = now + interval * (JITTER + (1 - JITTER) * random())
+        if self._ping_sent <= self._heard:
+            self._ping_sent = now
+            self._write_frame(Opcode.PING, pack("!d", now), True)
+
+    def _end(self, abort: bool) -> None:
+        """End the transport."""
+        raise NotImplementedError
+
+
+def _from_now(seconds: float | None) -> float:
+    return NEVER if seconds is None else monotonic() + seconds
