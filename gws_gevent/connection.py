@@ -86,7 +86,7 @@ class Connection(Deadlines):
 
     @property
     def request(self) -> Request | None:
-        """The opening handshake's request (method, target, headers); None once on_open has returned, unless `keep_request`."""
+        """The opening handshake's request (method, target, headers), until the first read; with `keep_request` to the end."""
         return self._request
 
     @property
@@ -176,8 +176,6 @@ class Connection(Deadlines):
         try:
             self._opened = True
             handler.on_open(self)
-            if not getattr(self._service.options, "keep_request", True):
-                self._request = None
             handler.serve(self)
         except GreenletExit as exit:
             # Rule: killing the greenlet aborts the transport; the peer is told nothing.
@@ -297,6 +295,8 @@ class Connection(Deadlines):
 
     def _receive(self) -> int:
         """Wait for bytes in the shared buffer. 0: the peer finished. -1: the stream failed or was closed."""
+        if self._request is not None and not self._service.keep_request:
+            self._request = None
         self._reading = True
         try:
             count = self.stream.recv_into(self._runtime.buffer)
@@ -402,6 +402,12 @@ class Connection(Deadlines):
             self._writer.drop_all_but_the_frame_begun(ConnectionClosed(self._info_so_far()))
         self._error = self._error or GwsError(reason)
         self._close_from_here(code, reason)
+
+    def shed(self, code: int, reason: str) -> None:
+        """`give_up`, and free what has been received of an incomplete message as well, now."""
+        self.give_up(code, reason)
+        self._protocol.fail(code, reason)
+        self._account()
 
     def _fail(self, code: int, reason: str) -> None:
         """Fail the connection (RFC 6455 section 7.1.7): a close frame, the end of our output, nothing more read."""

@@ -61,6 +61,7 @@ class ServerService(Service):
         self, handler: EventHandler | None, options: ServerOptions, on_request: OnRequest | None, on_error: OnError
     ) -> None:
         Service.__init__(self, Side.SERVER, options)
+        self.keep_request = options.keep_request
         self.stopping = False
         self._handler = handler
         self._on_request = on_request
@@ -78,11 +79,20 @@ class ServerService(Service):
             return None
 
     def handshake_timed_out(self, conn: Connection) -> None:
-        """In the hub: the deadline has passed. Say 408 where a head was being waited for, without waiting, and drop the stream."""
+        """In the hub: the deadline has passed. Say 408 where a head was being waited for."""
+        self._hang_up(conn, 408)
+
+    def stop_awaiting(self) -> None:
+        """The server stops: who has not sent a whole request by now is told 503."""
+        for conn in list(self._awaited):
+            self._hang_up(conn, 503)
+
+    def _hang_up(self, conn: Connection, status: int) -> None:
+        """Without waiting: say why if a head was being waited for, and drop the stream."""
         try_send = getattr(conn.stream, "try_send", None)
         if conn in self._awaited and try_send is not None:
             try:
-                try_send(refusal_response(Refusal(408)))
+                try_send(refusal_response(Refusal(status)))
                 conn.stream.shutdown_write()
             except TransportError:
                 pass  # there is nobody left to tell

@@ -171,7 +171,7 @@ class ServerOptions(ConnectionOptions):
     response_headers: Mapping[str, str] = field(default_factory=dict)
     """Extra headers of the 101 response."""
     keep_request: bool = _flag(False)
-    """Keep `conn.request` after on_open. Off: it is freed before the read loop."""
+    """Keep `conn.request` until the end. Off: it is freed when the connection is first read, after on_open."""
     max_connections: int | None = _count(None, least=1, optional=True)
     """Connections open at once; above it a request is answered 503 and accepting goes on. None: no bound."""
 

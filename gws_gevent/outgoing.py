@@ -251,9 +251,7 @@ class Outgoing(Timed):
     def _flush(self, writer: Writer) -> None:
         """Send, unless more replies to the same read will follow; wait while too much is unsent."""
         if self._batch is not None and writer.size < FLUSH_SIZE:
-            if not self._flush_scheduled:
-                self._flush_scheduled = True
-                self._runtime.flush_later(self._flush_deferred)
+            self._flush_deferred_later()
             return
         writer.flush()
         if writer.failed:
@@ -272,13 +270,6 @@ class Outgoing(Timed):
         if writer is not None:
             writer.flush()
             self._release(writer)
-
-    def _flush_now(self) -> None:
-        """The end of a read's messages."""
-        writer = self._writer
-        if writer is not None and writer.size:
-            self._batch = None
-            self._flush(writer)
 
     def _open_writer(self) -> Writer:
         writer = self._writer

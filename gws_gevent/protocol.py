@@ -186,6 +186,12 @@ class Protocol:
         if self.info is not None and self.info.received is not None:
             self.begin_close(out, self.info.received.code, "")
 
+    def fail(self, code: int, reason: str) -> None:
+        """Read no more: forget what is incomplete and ignore later bytes, as after a `failure` of the peer's making."""
+        if self.failure is None:
+            self.failure = ProtocolError(code, reason)
+            self._partial = None
+
     def stream_ended(self, error: BaseException | None) -> CloseInfo:
         """The transport has ended: settle how. `error` is what ended it, None for an orderly end of stream."""
         info = self._closing()

@@ -170,6 +170,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        service.stop_awaiting()
         for conn in list(service.connections):
             conn.write_close(CloseCode.GOING_AWAY)
         if not service.wait_empty(timeout):

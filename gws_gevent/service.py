@@ -35,6 +35,7 @@ class Service:
     Attributes:
         connections: every connection from accept to the end of its greenlet.
         buffered: bytes of incomplete messages and unsent output over all of them.
+        keep_request: connections keep their request past the first read.
     """
 
     def __init__(self, side: Side, options: ConnectionOptions) -> None:
@@ -45,6 +46,7 @@ class Service:
         self.connections: set[Connection] = set()
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
+        self.keep_request = False
         self._ids = count(1)
         self._empty: Event | None = None
 
@@ -83,7 +85,7 @@ class Service:
         if change > 0 and self.buffered > self.options.max_buffered:
             largest = max(self.connections, key=lambda conn: conn.held, default=None)
             if largest is not None:
-                largest.give_up(CloseCode.TRY_AGAIN_LATER, "server is out of memory for buffers")
+                largest.shed(CloseCode.TRY_AGAIN_LATER, "too much is buffered")
 
     def log(self, level: int, conn: Connection | None, text: str, *args: object, error: BaseException | None = None) -> None:
         """Log a record that carries the connection's id and peer."""

@@ -19,7 +19,7 @@ class Upgrader:
 
     def __init__(self, handler: EventHandler | Callable[[Connection], object], options: ServerOptions | None = None) -> None:
         self._service = ServerService(as_handler(handler), options or ServerOptions(), None, self._remember)
-        self._error: Exception | None = None
+        self._failed: dict[Stream | None, Exception] = {}
 
     def upgrade_stream(self, stream: Stream) -> Connection:
         """Read the request off `stream`, answer it, and return the open connection; call its `read_loop()` in this greenlet.
@@ -29,7 +29,6 @@ class Upgrader:
         """
         conn = Connection(stream, self._service)
         self._service.connections.add(conn)
-        self._error = None
         handler = None
         try:
             handler = self._service.open(conn)
@@ -38,9 +37,9 @@ class Upgrader:
                 conn.abort()
                 self._service.closed(conn)
         if handler is None:
-            raise HandshakeError("the request was not upgraded") from self._error
+            raise HandshakeError("the request was not upgraded") from self._failed.pop(stream, None)
         conn.attach(handler)
         return conn
 
-    def _remember(self, _stream: Stream | None, error: Exception) -> None:
-        self._error = error
+    def _remember(self, stream: Stream | None, error: Exception) -> None:
+        self._failed[stream] = error

@@ -203,7 +203,7 @@ class Writer:
         return True
 
     def _send_parts(self) -> int:
-        views = []
+        views: list[memoryview] = []
         for part in self._parts:
             if callable(part) or len(views) == MAX_PARTS:
                 break

@@ -83,7 +83,7 @@ def test_nobody_can_connect_before_the_rights_are_set(path: Path, listening: Any
             tried.append(sock.connect_ex(str(path)))
         real(*args)
 
-    monkeypatch.setattr(unix.os, "chmod", chmod)
+    monkeypatch.setattr(os, "chmod", chmod)
     listening(f"unix:{path}?mode=600")
     assert tried == [111]  # ECONNREFUSED
     assert answers(f"unix:{path}")
@@ -103,7 +103,7 @@ def test_rights_that_cannot_be_set_leave_nothing(path: Path, monkeypatch: pytest
     def chown(*_: Any, **__: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(unix.os, "chown", chown)
+    monkeypatch.setattr(os, "chown", chown)
     with pytest.raises(TransportError, match=rf"^\[Errno 1\] listen on unix:{path}\?user=0: Operation not permitted$"):
         registry.listen(f"unix:{path}?user=0").start(lambda stream: stream.close())
     assert not path.exists()
@@ -255,7 +255,7 @@ def test_an_abstract_name_has_no_rights() -> None:
 
 
 def test_abstract_names_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unix.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(EndpointError, match="only Linux has abstract names"):
         registry.dialer("unix:@name")
 
