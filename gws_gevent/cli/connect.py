@@ -1,0 +1,280 @@
+"""`gws-gevent connect`: a client for people and pipes.
+
+Belongs here: arguments, and when the connection is to be closed. Does not belong here: stdin and stdout (terminal.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import ssl
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from gws_gevent.cli.errors import UsageError, describe, positive_seconds
+from gws_gevent.cli.terminal import Input, Screen, standard_streams
+from gws_gevent.client import connect
+from gws_gevent.connection import Connection
+from gws_gevent.exceptions import ConnectionClosed, GwsError, HandshakeRefused, TransportError
+from gws_gevent.frames import Close, CloseInfo
+from gws_gevent.handler import EventHandler, Message
+from gws_gevent.options import ClientOptions
+from gws_gevent.transports.tls_contexts import client_context
+from gws_gevent.urls import parse_url
+
+__all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
+
+NAME = "connect"
+SUMMARY = "talk to a WebSocket server: lines in, messages out"
+
+#: Payload of the ping that asks the server whether it has read all we sent.
+END_OF_INPUT = b"end of input"
+#: Characters of a refusal's body that are repeated.
+MAX_SHOWN_BODY = 200
+
+_EPILOG = """\
+URLs:
+  ws://HOST[:PORT]/PATH, wss://HOST[:PORT]/PATH, ws+unix:/path/of/socket:/PATH
+
+Each line of stdin is sent as a text message. On a terminal each message is shown behind "< ", and pings, pongs and the close are
+shown too. Otherwise stdout gets the messages alone, one a line. Binary messages are shown in hexadecimal, as 0x00ff.
+
+When stdin ends, the server is sent a ping, to learn that it has read everything; once that is answered and nothing has come for
+--wait seconds, the connection is closed with 1000. Ctrl-D on a terminal closes it at once, and so does Ctrl-C anywhere.
+
+exit status:
+  0  the connection ended with a closing handshake
+  1  it ended otherwise, or --once got no message
+  2  it could not be opened, or an argument or the input was wrong
+
+examples:
+  gws-gevent connect ws://127.0.0.1:3001/chat?name=Ada
+  echo hello | gws-gevent connect ws://127.0.0.1:3001/echo --once
+  gws-gevent connect wss://example.org/feed --header "Authorization: Bearer TOKEN" --wait inf </dev/null >feed.txt
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    add = parser.add_argument
+    add("url", metavar="URL", help="the server, see below")
+    add("--header", action="append", default=[], metavar="'NAME: VALUE'", help="another header of the request; may be repeated")
+    add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
+    add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
+    add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
+    add(
+        "--timeout",
+        type=positive_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for the opening handshake, for the closing one, and for the answer after the end of the input (default 10)",
+    )
+    add("--once", action="store_true", help="print one message and close, once all of stdin (of a terminal: any of it) has been sent")
+    add(
+        "--wait",
+        type=_wait,
+        default=1.0,
+        metavar="SECONDS",
+        help="after the end of the input: close when nothing has come for so long (default 1; inf stays until the server closes)",
+    )
+    parser.epilog = _EPILOG
+
+
+def _wait(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, nor inf")
+    return None if seconds == float("inf") else seconds
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk to the server until the connection ends."""
+    options = _options(args)
+    context = _tls_context(args)
+    source, screen = standard_streams()
+    talk = Talk(source, screen, args)
+    try:
+        conn = connect(args.url, talk, options, ssl_context=context)
+    except HandshakeRefused as refused:
+        raise UsageError(f"{args.url}: {refused}{_first_words(refused.body)}") from refused
+    except (GwsError, OSError) as error:
+        raise UsageError(f"{args.url}: {describe(error)}") from error
+    return talk.finish(conn)
+
+
+def _options(args: argparse.Namespace) -> ClientOptions:
+    headers: dict[str, str] = {}
+    for text in args.header:
+        name, separator, value = text.partition(":")
+        if not separator:
+            raise UsageError(f"--header {text!r}: must be 'NAME: VALUE'")
+        if name.strip().lower() in map(str.lower, headers):
+            raise UsageError(f"--header {text!r}: {name.strip()} is given twice")
+        headers[name.strip()] = value.strip()
+    try:
+        return ClientOptions(
+            headers=headers, subprotocols=args.subprotocol, handshake_timeout=args.timeout, close_timeout=args.timeout
+        )
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
+
+
+def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
+    try:
+        secure = parse_url(args.url).secure
+        if not secure and (args.insecure or args.ca is not None):
+            raise UsageError(f"{'--insecure' if args.insecure else '--ca'}: {args.url} uses no TLS")
+        if args.insecure and args.ca is not None:
+            raise UsageError("--insecure and --ca exclude each other")
+        return client_context(args.ca, verify=not args.insecure) if secure else None
+    except GwsError as error:
+        raise UsageError(describe(error)) from error
+
+
+def _first_words(body: bytes) -> str:
+    words = " ".join(body.decode(errors="replace").split())
+    return f": {words[:MAX_SHOWN_BODY]}" if words and words.isprintable() and not words.startswith("<") else ""
+
+
+class Talk(EventHandler):
+    """One connection between stdin, stdout and the server."""
+
+    def __init__(self, source: Input, screen: Screen, args: argparse.Namespace) -> None:
+        self._source = source
+        self._screen = screen
+        self._url: str = args.url
+        self._once: bool = args.once
+        self._wait: float | None = args.wait
+        self._timeout: float = args.timeout
+        self._shown = 0
+        self._ended = Event()
+        self._news = Event()
+        self._all_read = Event()
+        self._problem: Exception | None = None
+        self._interrupted = False
+
+    def finish(self, conn: Connection) -> int:
+        """Feed the connection from stdin until it has ended, and return the exit status."""
+        watcher = gevent.signal_handler(signal.SIGINT, self._interrupt, conn)
+        feeder = gevent.spawn(self._feed, conn)
+        try:
+            self._ended.wait()
+        finally:
+            feeder.kill()
+            watcher.cancel()
+        if self._problem is not None:
+            raise self._problem
+        info = conn.close_info or CloseInfo()
+        self._screen.note(f"closed: {_describe(info)}")
+        self._screen.leave()
+        if not info.clean and not self._screen.terminal:
+            print(f"gws-gevent: {self._url}: connection lost: {_describe(info)}", file=sys.stderr)
+        missing = self._once and not self._shown and not self._interrupted
+        if missing and info.clean:
+            print(f"gws-gevent: {self._url}: no message came", file=sys.stderr)
+        return 0 if info.clean and not missing else 1
+
+    # Events of the connection
+
+    def on_open(self, conn: Connection) -> None:
+        spoken = f", subprotocol {conn.subprotocol}" if conn.subprotocol is not None else ""
+        hint = "; Ctrl-D or Ctrl-C closes" if self._source.terminal else ""
+        self._show(conn, self._screen.note, f"connected to {self._url}{spoken}{hint}")
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        if self._once and self._shown:
+            return
+        self._shown += 1
+        self._show(conn, self._screen.message, message.data)
+        self._news.set()
+
+    def on_ping(self, conn: Connection, payload: bytes) -> None:
+        conn.write_pong(payload)
+        self._show(conn, self._screen.note, f"< ping{_payload(payload)}")
+
+    def on_pong(self, conn: Connection, payload: bytes) -> None:
+        if payload == END_OF_INPUT:
+            self._all_read.set()
+        else:
+            self._show(conn, self._screen.note, f"< pong{_payload(payload)}")
+
+    def on_close(self, conn: Connection, info: CloseInfo) -> None:
+        self._ended.set()
+
+    # What this side does
+
+    def _feed(self, conn: Connection) -> None:
+        """Send stdin, and close when it is time to."""
+        try:
+            if self._once and self._source.terminal:
+                gevent.spawn(self._close_after_one, conn)
+            for line in self._source.lines():
+                conn.send(line)
+                self._screen.ask()
+            self._await_answers(conn)
+        except ConnectionClosed:
+            return
+        except (UsageError, GwsError, OSError) as error:
+            self._problem = error if isinstance(error, UsageError | BrokenPipeError) else UsageError(describe(error))
+        conn.close()
+
+    def _close_after_one(self, conn: Connection) -> None:
+        self._news.wait()
+        conn.close()
+
+    def _await_answers(self, conn: Connection) -> None:
+        if self._once:
+            self._news.wait(self._timeout)
+            return
+        if self._source.terminal:
+            return
+        conn.write_ping(END_OF_INPUT)
+        self._all_read.wait(self._timeout)
+        while True:
+            self._news.clear()
+            if not self._news.wait(self._wait):
+                return
+
+    def _show(self, conn: Connection, show: Callable[[Any], None], what: str | bytes) -> None:
+        """Show something; if nobody reads it any more, end the connection."""
+        try:
+            show(what)
+        except OSError as error:
+            self._problem = error
+            conn.write_close()
+
+    def _interrupt(self, conn: Connection) -> None:
+        if self._interrupted:
+            conn.abort()
+            return
+        self._interrupted = True
+        conn.close()
+
+
+def _payload(payload: bytes) -> str:
+    return f" 0x{payload.hex()}" if payload else ""
+
+
+def _describe(info: CloseInfo) -> str:
+    """What ended the connection, in words."""
+    parts = []
+    if info.received is not None:
+        parts.append(f"server said {_said(info.received)}")
+    if info.sent is not None and info.sent != info.received:
+        parts.append(f"we said {_said(info.sent)}")
+    if info.error is not None:
+        parts.append(describe(info.error) if isinstance(info.error, TransportError) else str(info.error))
+    if info.received is None and info.error is None:
+        parts.append("the server ended it without a close frame (1006)")
+    return ", ".join(parts)
+
+
+def _said(close: Close) -> str:
+    return f"{close.code} {close.reason}".rstrip()

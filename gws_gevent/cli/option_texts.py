@@ -1,0 +1,166 @@
+"""`--option NAME=VALUE`: ServerOptions from text.
+
+Belongs here: turning text into the type of an option's annotation. Does not belong here: which values are right, the options
+themselves check that.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal
+
+from gws_gevent.cli.errors import UsageError
+from gws_gevent.http_head import Request
+from gws_gevent.options import ServerOptions
+
+__all__ = ["describe_options", "server_options"]
+
+#: Large default values that are no bytes.
+COUNTS = frozenset({"max_fragments"})
+
+_UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_WHOLE = re.compile(r"(-?[0-9][0-9_]*) ?([KMG]iB|)")
+
+
+def server_options(texts: Sequence[str]) -> ServerOptions:
+    """Make ServerOptions from texts such as "ping_interval=20" and "read_max_payload_size=1MiB".
+
+    A list may be given in one text, separated by commas, or in several; a header ("response_headers=Name: value") in one each.
+
+    Raises:
+        UsageError: an unknown option or a wrong value; it names the option.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        name = name.strip()
+        if not separator:
+            raise UsageError(f"--option {text}: must be NAME=VALUE")
+        parsed = _parse(name, value.strip())
+        if name not in values:
+            values[name] = parsed
+        elif isinstance(parsed, tuple) and isinstance(values[name], tuple):
+            values[name] += parsed
+        elif isinstance(parsed, dict):
+            values[name].update(parsed)
+        else:
+            raise UsageError(f"--option {name}: is given twice")
+    try:
+        return ServerOptions(**values)
+    except ValueError as error:
+        raise UsageError(f"--option {error}") from error
+
+
+def describe_options() -> str:
+    """List what can be set, one option a line with its default."""
+    settable = [item for item in fields(ServerOptions) if _parsers(_types()[item.name])]
+    return "\n".join(f"  {item.name:<24} {_written(_default(item), size=item.name not in COUNTS)}" for item in settable)
+
+
+@cache
+def _types() -> dict[str, Any]:
+    # Request is imported for type checkers only where the options stand.
+    return typing.get_type_hints(ServerOptions, localns={"Request": Request})
+
+
+def _parse(name: str, text: str) -> Any:
+    if name not in _types():
+        near = get_close_matches(name, _types(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "'gws-gevent serve --help' lists them"
+        raise UsageError(f"--option {name}: there is no such option; {hint}")
+    parsers = _parsers(_types()[name])
+    if not parsers:
+        raise UsageError(f"--option {name}: takes a Python object and cannot be set here")
+    for parser, _ in parsers:
+        try:
+            return parser(text)
+        except ValueError:
+            continue
+    raise UsageError(f"--option {name}: must be {' or '.join(expected for _, expected in parsers)}, not {text!r}")
+
+
+def _parsers(kind: Any) -> list[tuple[Callable[[str], Any], str]]:
+    """Ways to read a type, best first, each with what it expects in words. Empty: the type cannot be written as text."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, UnionType):
+        found = [_parsers(part) for part in typing.get_args(kind)]
+        # None goes first, for a list could also have an element "none"; an object that may be None can still not be set.
+        return sorted((way for ways in found for way in ways), key=lambda way: way[0] is not _none) if all(found) else []
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        return [(_choice(choices), " or ".join(choices))]
+    if origin is not None and issubclass(origin, Mapping):
+        return [(_header, "'Name: value'")]
+    if origin is not None and issubclass(origin, Sequence):
+        return [(_list, "a comma-separated list")]
+    return list(_SCALARS.get(kind, ()))
+
+
+def _none(text: str) -> None:
+    if text.lower() != "none":
+        raise ValueError(text)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _whole(text: str) -> int:
+    match = _WHOLE.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def _header(text: str) -> dict[str, str]:
+    name, separator, value = text.partition(":")
+    if not separator:
+        raise ValueError(text)
+    return {name.strip(): value.strip()}
+
+
+def _choice(choices: Sequence[str]) -> Callable[[str], str]:
+    def choose(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return choose
+
+
+_SCALARS: dict[Any, tuple[tuple[Callable[[str], Any], str], ...]] = {
+    bool: ((_flag, "true or false"),),
+    int: ((_whole, "a whole number, or a size such as 64KiB or 16MiB"),),
+    float: ((float, "a number"),),
+    str: ((str, "text"),),
+    NoneType: ((_none, "none"),),
+}
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def _written(value: Any, size: bool) -> str:
+    """Write a default as it would be given."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and size:
+        for unit in ("GiB", "MiB", "KiB"):
+            if value and value % _UNITS[unit] == 0:
+                return f"{value // _UNITS[unit]}{unit}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if value else "(empty)" if isinstance(value, Mapping | Sequence) else str(value)

@@ -1,0 +1,210 @@
+"""`gws-gevent serve`: a server from the command line.
+
+Belongs here: arguments, signals, the line that tells the addresses. Does not belong here: the default handlers (demo.py),
+reading `--option` (option_texts.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from gws_gevent.cli.demo import Demo
+from gws_gevent.cli.errors import UsageError, describe, positive_seconds
+from gws_gevent.cli.option_texts import describe_options, server_options
+from gws_gevent.exceptions import GwsError
+from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.options import ServerOptions
+from gws_gevent.server import Server
+from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+
+__all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
+
+NAME = "serve"
+SUMMARY = "run a WebSocket server"
+
+DEFAULT_ENDPOINT = "127.0.0.1:3001"
+#: Endpoints of these schemes have no use for a certificate.
+PLAIN_SCHEMES = frozenset({"tcp", "unix", "memory"})
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_EPILOG = """\
+endpoints:
+  127.0.0.1:3001, :3001        TCP on one address, or on all of them; TLS if there is --cert. Port 0 is any free port
+  tcp://HOST:PORT              TCP, also if there is --cert; an IPv6 address stands in brackets, as in tcp://[::1]:3001
+  tls://HOST:PORT              TLS; needs --cert
+  unix:/path/of/socket         a Unix socket; unix:/path?mode=660&group=www-data sets its rights
+  unix:@name                   a Linux abstract socket
+
+The addresses that were bound are printed in one line on stdout, separated by spaces. SIGINT (Ctrl-C) and SIGTERM close every
+connection with 1001 and end the server with exit status 0; a second one ends it at once. SIGHUP reads the certificate files
+again; without --cert it stops the server like SIGTERM.
+
+options for --option NAME=VALUE, with their defaults (numbers, sizes such as 16MiB, true and false, none, comma-separated lists):
+{options}
+
+examples:
+  gws-gevent serve
+  gws-gevent serve --bind :3001 unix:/run/app.sock --handler app:handler --option max_connections=1000
+  gws-gevent serve --bind :443 --cert fullchain.pem --key privkey.pem --option origins=https://example.org
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    add = parser.add_argument
+    add("--bind", nargs="+", action="extend", metavar="ENDPOINT", help=f"where to listen (default {DEFAULT_ENDPOINT})")
+    add(
+        "--handler",
+        metavar="MODULE:OBJECT",
+        help="an EventHandler, a subclass of it, or a function that takes a connection, also from the current folder; it serves "
+        "every path (default: an echo on /echo, a chat room on /chat, and a page that uses both on /)",
+    )
+    add("--cert", metavar="FILE", help="certificate chain in PEM form")
+    add("--key", metavar="FILE", help="its private key in PEM form (default: in the certificate's file)")
+    add("--client-ca", metavar="FILE", help="accept only clients with a certificate that one of these authorities signed")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="set a server option, see below; may be repeated")
+    add("--log-level", choices=LEVELS, default="info", help="least level of what is logged on stderr (default info)")
+    add("--backlog", type=_backlog, default=1024, metavar="N", help="connections the system queues for accept (default 1024)")
+    add(
+        "--stop-timeout",
+        type=positive_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long connections have for the closing handshake when the server stops (default 5)",
+    )
+    parser.epilog = _EPILOG.format(options=describe_options())
+
+
+def _backlog(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    settings = ListenSettings(backlog=args.backlog, tls=_tls_files(args))
+    endpoints = [_endpoint(text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
+    _check_certificates(endpoints, settings.tls is not None)
+    options = server_options(args.option)
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    server = _make_server(args.handler, options)
+    stopping = Event()
+    # Before the addresses are printed: whoever reads them may send a signal at once.
+    watchers = [gevent.signal_handler(number, stopping.set) for number in (signal.SIGINT, signal.SIGTERM)]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None:
+        watchers.append(gevent.signal_handler(hangup, lambda: _reload(server) if settings.tls is not None else stopping.set()))
+    try:
+        server.start(*endpoints, settings=settings)
+    except (GwsError, OSError) as error:
+        raise UsageError(describe(error)) from error
+    try:
+        print("serving on", *server.addresses, flush=True)
+        stopping.wait()
+    finally:
+        for watcher in watchers:
+            watcher.cancel()  # from here on a signal does what it does to any program
+        server.stop(args.stop_timeout)
+    return 0
+
+
+def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
+    if args.cert is not None:
+        return TlsFiles(args.cert, args.key, args.client_ca)
+    for flag, value in (("--key", args.key), ("--client-ca", args.client_ca)):
+        if value is not None:
+            raise UsageError(f"{flag}: needs --cert")
+    return None
+
+
+def _endpoint(text: str, tls: bool) -> Endpoint:
+    try:
+        endpoint = Endpoint.parse(text)
+    except GwsError as error:
+        raise UsageError(f"--bind {error}") from error
+    bare = endpoint.scheme == "tcp" and "://" not in text.partition("?")[0]
+    return replace(endpoint, scheme="tls") if bare and tls else endpoint
+
+
+def _check_certificates(endpoints: Sequence[Endpoint], tls: bool) -> None:
+    if tls and all(endpoint.scheme in PLAIN_SCHEMES for endpoint in endpoints):
+        raise UsageError(f"--cert: no endpoint uses TLS: {' '.join(map(str, endpoints))}")
+    for endpoint in endpoints:
+        if endpoint.scheme == "tls" and not tls:
+            raise UsageError(f"--bind {endpoint}: needs --cert")
+
+
+def _reload(server: Server) -> None:
+    log = logging.getLogger("gws_gevent")
+    try:
+        server.reload()
+    except GwsError as error:
+        log.error("certificates were not reloaded: %s", describe(error))
+    else:
+        log.info("certificates reloaded")
+
+
+# The handler
+
+
+def _make_server(name: str | None, options: ServerOptions) -> Server:
+    if name is None:
+        return Server(options=options, on_request=Demo())
+    return Server(_load_handler(name), options)
+
+
+def _load_handler(name: str) -> EventHandler:
+    module_name, separator, path = name.partition(":")
+    if not separator or not module_name or not path:
+        raise UsageError(f"--handler {name}: must be MODULE:OBJECT")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--handler {name}: {module_name} cannot be imported: {_with_place(error)}") from error
+    try:
+        found = attrgetter(path)(module)
+    except AttributeError:
+        raise UsageError(f"--handler {name}: {module_name} has no {path}") from None
+    return _as_handler(found, name)
+
+
+def _as_handler(found: Any, name: str) -> EventHandler:
+    if inspect.iscoroutinefunction(found):
+        raise UsageError(f"--handler {name}: is a coroutine function; a handler here is a plain function")
+    try:
+        if isinstance(found, type) and issubclass(found, EventHandler):
+            found = found()
+    except Exception as error:
+        raise UsageError(f"--handler {name}: cannot be made without arguments: {_with_place(error)}") from error
+    try:
+        return as_handler(found)
+    except TypeError as error:
+        raise UsageError(f"--handler {name}: {error}") from error
+
+
+def _with_place(error: BaseException) -> str:
+    """An error in the user's code in one line: its kind, its text, and where it was raised."""
+    said = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    # A module that is not there, or a syntax error, is raised in the machinery of imports, which helps nobody.
+    if isinstance(error, SyntaxError) or not frames or frames[-1].filename.startswith("<frozen importlib"):
+        return said
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})"
