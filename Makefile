@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m mypy
 
 bench: $(VENV)/.installed-bench
-	$(RUN) benchmarks/run.py $(ARGS)
+	$(RUN) -m benchmarks.run $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
