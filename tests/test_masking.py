@@ -1,4 +1,4 @@
-"""Masking, plain and compiled, against the definition: byte i of the payload is XORed with byte i mod 4 of the key (section 5.3)."""
+"""Masking, plain and compiled, against its definition: payload byte i is XORed with byte i mod 4 of the key (section 5.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ BEFORE, BEHIND = b"\xee" * 3, b"\xdd" * 9
 LENGTHS = range(71)
 LONG = (255, 256, 257, 4095, 4096, 4099, 65_535, 65_541)
 
-TEXTS = ["", "a", "plain ASCII that is longer than one vector register of 32 bytes", "é", "naïve", "日本語", "🐍", "a🐍é日" * 20, "x" * 63 + "é"]
+TEXTS = [
+    "",
+    "a",
+    "plain ASCII that is longer than one vector register of 32 bytes",
+    "é",
+    "naïve",
+    "日本語",
+    "🐍",
+    "a🐍é日" * 20,
+    "x" * 63 + "é",
+]
 
 
 def masking(build: str) -> ModuleType:
