@@ -23,6 +23,7 @@ __all__ = [
     "PONG",
     "SIDES",
     "TEXT",
+    "Event",
     "Outcome",
     "core",
     "feed",
