@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for the opening handshake, for the closing one, and for the answer after the end of the input (default 10)",
     )
-    add("--once", action="store_true", help="print one message and close, once all of stdin (of a terminal: any of it) has been sent")
+    add("--once", action="store_true", help="print one message and close, once all of stdin (a terminal: any of it) has been sent")
     add(
         "--wait",
         type=_wait,
