@@ -1,0 +1,272 @@
+"""Options: the defaults, and each field's check. A wrong value is a ValueError that names the field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gws_gevent import options as options_module
+from gws_gevent.exceptions import GwsError
+from gws_gevent.options import PROTECTED_HEADERS, ClientOptions, ServerOptions
+
+KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
+OptionsClass = type[ServerOptions] | type[ClientOptions]
+
+#: What both sides have, with the defaults that are promised.
+SHARED: dict[str, Any] = {
+    "read_max_payload_size": 16 * MiB,
+    "write_max_payload_size": 16 * MiB,
+    "max_fragments": 131_072,
+    "check_utf8": True,
+    "parallel": 0,
+    "handshake_timeout": 5,
+    "close_timeout": 5,
+    "ping_interval": 30,
+    "ping_timeout": 30,
+    "read_timeout": None,
+    "message_timeout": 60,
+    "write_timeout": 30,
+    "write_high_water": 64 * KiB,
+    "write_queue_size": MiB,
+    "slow_consumer": "close",
+    "max_buffered": GiB,
+    "no_delay": True,
+    "new_session": None,
+    "recovery": True,
+    "logger": None,
+    "subprotocols": (),
+}
+SERVER_ONLY: dict[str, Any] = {
+    "max_request_head": 16 * KiB,
+    "trusted_proxies": (),
+    "require_subprotocol": False,
+    "origins": None,
+    "authorize": None,
+    "response_headers": {},
+    "keep_request": False,
+    "max_connections": None,
+}
+CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_response_head": 64 * KiB}
+FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
+
+EACH_FIELD = [(cls, name) for cls, defaults in FIELDS.items() for name in defaults]
+EACH_CLASS = pytest.mark.parametrize("cls", FIELDS)
+
+#: Fields by the kind of their value, each with "or None" where None turns it off.
+SIZES = {
+    "read_max_payload_size": 1,
+    "write_max_payload_size": 1,
+    "max_fragments": 1,
+    "parallel": 0,
+    "write_high_water": 1,
+    "write_queue_size": 1,
+    "max_buffered": 1,
+    "max_request_head": 64,
+    "max_response_head": 64,
+    "max_connections": 1,
+}
+DEADLINES = {
+    "handshake_timeout",
+    "close_timeout",
+    "ping_interval",
+    "ping_timeout",
+    "read_timeout",
+    "message_timeout",
+    "write_timeout",
+}
+FLAGS = {"check_utf8", "no_delay", "recovery", "require_subprotocol", "keep_request"}
+OPTIONAL = {"ping_interval", "ping_timeout", "read_timeout", "message_timeout", "write_timeout", "max_connections"}
+
+
+def with_fields(names: Sequence[str] | set[str] | dict[str, int]) -> list[tuple[OptionsClass, str]]:
+    return [(cls, name) for cls, name in EACH_FIELD if name in names]
+
+
+def value_of(cls: OptionsClass, name: str, value: Any) -> Any:
+    """The field's value when it was given as `value`."""
+    return getattr(cls(**{name: value}), name)
+
+
+def refused(cls: OptionsClass, name: str, value: Any) -> str:
+    """Why the value was refused; the message begins with the field's name."""
+    with pytest.raises(ValueError) as caught:
+        cls(**{name: value})
+    said = str(caught.value)
+    assert said.startswith(f"{name}: ")
+    assert "\n" not in said
+    assert not isinstance(caught.value, GwsError)
+    return said.removeprefix(f"{name}: ")
+
+
+@EACH_CLASS
+def test_defaults(cls: OptionsClass) -> None:
+    made = cls()
+    assert {field.name: getattr(made, field.name) for field in dataclasses.fields(cls)} == FIELDS[cls]
+
+
+@EACH_CLASS
+def test_every_field_says_what_it_means(cls: OptionsClass) -> None:
+    tree = ast.parse(inspect.getsource(options_module))
+    documented = {
+        line.target.id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for line, following in zip(node.body, node.body[1:], strict=False)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) and isinstance(following.value.value, str)
+    }
+    assert {field.name for field in dataclasses.fields(cls)} <= documented
+
+
+@EACH_CLASS
+def test_frozen_and_by_keyword(cls: OptionsClass) -> None:
+    made = cls()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.parallel = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        cls(1)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="ping_intervall"):
+        cls(ping_intervall=3)  # type: ignore[call-arg]
+
+
+def test_a_changed_copy_is_checked_too() -> None:
+    assert dataclasses.replace(ServerOptions(parallel=3), no_delay=False).parallel == 3
+    with pytest.raises(ValueError, match="parallel: "):
+        dataclasses.replace(ServerOptions(), parallel=-1)
+
+
+@pytest.mark.parametrize(("cls", "name"), with_fields(SIZES))
+def test_sizes_and_counts(cls: OptionsClass, name: str) -> None:
+    least = SIZES[name]
+    for value in (least, least + 1, 1 << 40):
+        assert value_of(cls, name, value) == value
+    also = " or None" if name in OPTIONAL else ""
+    for wrong in (least - 1, -5, 1.5, float(least), "3", True, b"1", [1]):
+        assert refused(cls, name, wrong) == f"must be a whole number of at least {least}{also}, not {wrong!r}"
+
+
+@pytest.mark.parametrize(("cls", "name"), with_fields(DEADLINES))
+def test_seconds(cls: OptionsClass, name: str) -> None:
+    for value in (0.001, 1, 2.5, 1e6):
+        assert value_of(cls, name, value) == value
+    also = " or None" if name in OPTIONAL else ""
+    for wrong in (0, 0.0, -1, float("inf"), float("nan"), "5", True, b"1"):
+        assert refused(cls, name, wrong) == f"must be a positive number of seconds{also}, not {wrong!r}"
+
+
+@pytest.mark.parametrize(("cls", "name"), with_fields(FLAGS))
+def test_flags(cls: OptionsClass, name: str) -> None:
+    for value in (True, False):
+        assert value_of(cls, name, value) is value
+    for wrong in (1, 0, "true", "", None):
+        assert refused(cls, name, wrong) == f"must be True or False, not {wrong!r}"
+
+
+@pytest.mark.parametrize(("cls", "name"), with_fields(set(SIZES) | DEADLINES))
+def test_none(cls: OptionsClass, name: str) -> None:
+    if name in OPTIONAL:
+        assert value_of(cls, name, None) is None
+    else:
+        assert refused(cls, name, None).endswith("not None")
+
+
+@EACH_CLASS
+def test_slow_consumer(cls: OptionsClass) -> None:
+    for policy in ("close", "drop", "block"):
+        assert value_of(cls, "slow_consumer", policy) == policy
+    for wrong in ("Close", "", None, 1):
+        assert refused(cls, "slow_consumer", wrong) == f"must be 'close', 'drop' or 'block', not {wrong!r}"
+
+
+@EACH_CLASS
+def test_new_session(cls: OptionsClass) -> None:
+    assert cls(new_session=dict).new_session is dict
+    assert refused(cls, "new_session", {}) == "must be callable or None, not {}"
+
+
+@EACH_CLASS
+def test_logger(cls: OptionsClass) -> None:
+    logger = logging.getLogger("an application")
+    adapter = logging.LoggerAdapter(logger, {})
+    assert cls(logger=logger).logger is logger
+    assert cls(logger=adapter).logger is adapter
+    assert refused(cls, "logger", "an application") == "must be a logging.Logger or None, not 'an application'"
+
+
+@EACH_CLASS
+def test_subprotocols(cls: OptionsClass) -> None:
+    names = ["chat.v2", "chat.v1"]
+    made = cls(subprotocols=names)
+    names.append("later")
+    assert made.subprotocols == ("chat.v2", "chat.v1")
+    assert refused(cls, "subprotocols", "chat") == "must be a sequence of names, not 'chat'"
+    for wrong in ("", "two words", "a,b", "é", 5, "a\r\nb"):
+        assert refused(cls, "subprotocols", ["chat", wrong]) == f"each must be an HTTP token, not {wrong!r}"
+    assert refused(cls, "subprotocols", ["chat", "chat"]) == "each may stand once, not ['chat', 'chat']"
+
+
+def test_trusted_proxies() -> None:
+    networks = ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "unix"]
+    assert ServerOptions(trusted_proxies=networks).trusted_proxies == tuple(networks)
+    assert refused(ServerOptions, "trusted_proxies", "10.0.0.0/8") == "must be a sequence of networks, not '10.0.0.0/8'"
+    for wrong in ("10.0.0.1/8", "proxy.example", "10.0.0.0/33", ""):
+        assert repr(wrong)[1:-1] in refused(ServerOptions, "trusted_proxies", ["unix", wrong])
+
+
+def test_origins() -> None:
+    pattern = re.compile(r"https://[a-z]+\.example\.com")
+    assert ServerOptions(origins=["https://example.com", pattern]).origins == ("https://example.com", pattern)
+    assert ServerOptions(origins=()).origins == ()
+    assert refused(ServerOptions, "origins", "https://example.com") == "must be a sequence of origins, not 'https://example.com'"
+    assert refused(ServerOptions, "origins", [5]) == "each must be a string or a compiled pattern, not 5"
+
+
+def test_authorize() -> None:
+    def authorize(_request: object, _session: object) -> bool:
+        return True
+
+    assert ServerOptions(authorize=authorize).authorize is authorize
+    assert refused(ServerOptions, "authorize", True) == "must be callable or None, not True"
+
+
+HEADER_FIELDS = pytest.mark.parametrize(("cls", "name"), with_fields({"response_headers", "headers"}))
+
+
+@HEADER_FIELDS
+def test_headers_are_copied(cls: OptionsClass, name: str) -> None:
+    given = {"X-Served-By": "one", "Set-Cookie": "a=b; Path=/", "X-Empty": "", "X-Latin": "caf\xe9"}
+    kept = value_of(cls, name, given)
+    expected = dict(given)
+    given["X-Later"] = "two"
+    assert kept == expected
+
+
+@HEADER_FIELDS
+@pytest.mark.parametrize("header", sorted(PROTECTED_HEADERS))
+def test_headers_of_the_handshake_cannot_be_set(cls: OptionsClass, name: str, header: str) -> None:
+    for spelling in (header, header.upper(), header.title()):
+        assert refused(cls, name, {spelling: "x"}) == f"{spelling} belongs to the handshake and cannot be set"
+
+
+@HEADER_FIELDS
+@pytest.mark.parametrize("header", ["", "two words", "X:", "X\r\nY", "é", 5])
+def test_header_names(cls: OptionsClass, name: str, header: Any) -> None:
+    assert refused(cls, name, {header: "x"}) == f"not a header name: {header!r}"
+
+
+@HEADER_FIELDS
+@pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\nb", "a\x00", "\x7f", "日", 5, None, b"x"])
+def test_header_values(cls: OptionsClass, name: str, value: Any) -> None:
+    assert refused(cls, name, {"X-A": value}) == f"not a header value for X-A: {value!r}"
+
+
+@HEADER_FIELDS
+def test_headers_are_a_mapping(cls: OptionsClass, name: str) -> None:
+    assert refused(cls, name, [("X-A", "b")]) == "must be a mapping of names to values, not [('X-A', 'b')]"
