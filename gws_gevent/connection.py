@@ -72,7 +72,7 @@ class Connection(Deadlines):
     @property
     def state(self) -> State:
         """CONNECTING, OPEN, CLOSING or CLOSED."""
-        return self._protocol.state
+        return State.OPEN if self._is_open() else self._protocol.state
 
     @property
     def closed(self) -> bool:
@@ -185,6 +185,7 @@ class Connection(Deadlines):
             self._handler_failed(error)
         finally:
             self._finish(handler)
+            self._greenlet = None
 
     def dispatch(self) -> None:
         """Read until the connection has ended, handing each message to the handler."""
@@ -250,7 +251,7 @@ class Connection(Deadlines):
             if message is None:
                 raise ConnectionClosed(self._info_so_far())
             if message.opcode is Opcode.TEXT or message.opcode is Opcode.BINARY:
-                if self._protocol.state is State.OPEN:
+                if self._is_open():
                     return message.data
             else:
                 self._handle_control(self._handler, message)
@@ -321,7 +322,7 @@ class Connection(Deadlines):
 
     def _handle(self, handler: EventHandler, message: Message) -> None:
         if message.opcode is Opcode.TEXT or message.opcode is Opcode.BINARY:
-            if self._protocol.state is State.OPEN:
+            if self._protocol.state is State.OPEN or self._is_open():
                 if self._service.options.parallel:
                     self._handle_in_pool(handler, message)
                 else:
@@ -330,7 +331,7 @@ class Connection(Deadlines):
             self._handle_control(handler, message)
 
     def _handle_control(self, handler: EventHandler | None, message: Message) -> None:
-        if self._protocol.state is not State.OPEN:
+        if not self._is_open():
             return
         if message.opcode is Opcode.PING:
             if handler is None:
@@ -352,7 +353,7 @@ class Connection(Deadlines):
             self._handler_failed(error)
 
     def _handler_failed(self, error: BaseException) -> None:
-        if isinstance(error, ConnectionClosed) and self._protocol.state is not State.OPEN:
+        if isinstance(error, ConnectionClosed) and not self._is_open():
             return  # it wrote or read once more after the end: no fault of its own
         self._service.log(logging.ERROR, self, "handler failed", error=error)
         if not self._service.options.recovery or not isinstance(error, Exception):
@@ -392,11 +393,11 @@ class Connection(Deadlines):
     def kill(self) -> None:
         """Kill the connection's greenlet, without waiting: the transport is aborted and on_close is called."""
         if self._greenlet is not None:
-            gevent.kill(self._greenlet, block=False)
+            gevent.kill(self._greenlet)
 
     def give_up(self, code: int, reason: str) -> None:
         """Close without sending what is queued: the frame that has begun, the close frame, and no more than `close_timeout`."""
-        if self._protocol.state is not State.OPEN:
+        if not self._is_open():
             return
         if self._writer is not None:
             self._writer.drop_all_but_the_frame_begun(ConnectionClosed(self._info_so_far()))

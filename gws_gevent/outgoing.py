@@ -282,8 +282,16 @@ class Outgoing(Timed):
             self._writer = None
 
     def _check_open(self) -> None:
-        if self._protocol.state is not State.OPEN:
+        if self._protocol.state is not State.OPEN and not self._is_open():
             raise ConnectionClosed(self._info_so_far())
+
+    def _is_open(self) -> bool:
+        """True while messages and writes are in order: also when the peer's close frame was read, but what came before it is not
+        handled yet."""
+        protocol = self._protocol
+        if self._batch is None or protocol.info is None or protocol.state is not State.CLOSING:
+            return protocol.state is State.OPEN
+        return protocol.info.sent is None
 
     def _check_size(self, size: int) -> None:
         limit = self._service.options.write_max_payload_size
@@ -377,7 +385,7 @@ class Outgoing(Timed):
 
     def _close_from_here(self, code: int, reason: str = "") -> None:
         """Queue our close frame behind everything written before. Never blocks or raises."""
-        if self._protocol.state is not State.OPEN:
+        if not self._is_open():
             return
         self._send_close(code, reason)
 
