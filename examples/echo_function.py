@@ -1,0 +1,22 @@
+"""Echo with a plain function: it reads its connection like any iterable, and the connection is closed when it returns.
+
+    python examples/echo_function.py [HOST:PORT]
+
+It serves on 127.0.0.1:3001 unless told otherwise, until interrupted.
+"""
+
+import sys
+
+from gws_gevent import Connection, serve
+
+
+def echo(conn: Connection) -> None:
+    for message in conn:  # str for text, bytes for binary
+        conn.send(message)
+
+
+if __name__ == "__main__":
+    try:
+        serve(echo, *(sys.argv[1:] or ["127.0.0.1:3001"]))
+    except KeyboardInterrupt:
+        pass  # the server has told its clients and closed

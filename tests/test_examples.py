@@ -1,0 +1,231 @@
+"""Each program under examples/, run as its docstring says and talked to."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from gws_gevent import ClientOptions, Connection, HandshakeRefused, TransportError, connect
+from gws_gevent.transports.tls_contexts import client_context
+from tests.pairs import Recorder
+from tests.peers.programs import accepts, browser, connect_from, nginx, running
+from tests.support import ROOT, ServerProcess, free_port, run_program, run_server_process, wait_until
+
+EXAMPLES = ROOT / "examples"
+ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def example(name: str, *args: str, status: int = 0) -> Iterator[ServerProcess]:
+    with run_server_process([str(EXAMPLES / name), *args], env=ENV, status=status) as server:
+        yield server
+
+
+def url(server: ServerProcess, target: str = "/") -> str:
+    return f"ws://127.0.0.1:{server.port}{target}"
+
+
+def echoes(conn: Connection) -> None:
+    for message in ("text: \u00e9\u20ac", b"\x00\xff", ""):
+        conn.send(message)
+        assert conn.receive(timeout=10) == message
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tested = Path(__file__).read_text()
+    missing = [path.name for path in EXAMPLES.rglob("*.py") if path.name not in tested]
+    assert not missing
+
+
+def test_echo_with_a_handler() -> None:
+    with example("echo_handler.py", "127.0.0.1:0") as server:
+        with connect(url(server)) as conn:
+            echoes(conn)
+            conn.close(4000, "enough")
+        wait_until(lambda: "1: received 4000 'enough', sent 4000\n" in server.output(), what="on_close")
+        assert "1: open from ('127.0.0.1'," in server.output()
+
+
+def test_an_example_that_is_told_to_stop_says_goodbye() -> None:
+    with example("echo_handler.py", "127.0.0.1:0") as server:
+        conn = connect(url(server))
+        server.process.send_signal(signal.SIGINT)
+        assert list(conn) == []
+        assert conn.close_info is not None
+        assert conn.close_info.code == 1001
+        assert server.wait() == 0
+        conn.close()
+
+
+def test_echo_with_a_function(tmp_path: Path) -> None:
+    port = free_port()
+    args = [sys.executable, str(EXAMPLES / "echo_function.py"), f"127.0.0.1:{port}"]
+    with running(args, tmp_path, lambda _: accepts(port), ENV, stop=signal.SIGINT) as program:
+        with connect(f"ws://127.0.0.1:{port}/") as conn:
+            echoes(conn)
+        left = Recorder()
+        connect(f"ws://127.0.0.1:{port}/", left)
+    assert left.wait_closed().code == 1001
+    # gevent itself prints that it was interrupted.
+    assert program.process.returncode == 0
+    assert "Traceback" not in program.output()
+
+
+def test_client() -> None:
+    with example("echo_handler.py", "127.0.0.1:0") as server:
+        args = [sys.executable, str(EXAMPLES / "client.py")]
+        finished = run_program([*args, url(server), "one", "two \u20ac"], env={**ENV, "PYTHONIOENCODING": "utf-8"})
+        assert finished == (0, "one\ntwo \u20ac\nclosed: received 1000, sent 1000\n", "")
+    finished = run_program([*args, url(server), "one"], env=ENV)
+    assert (finished.status, finished.output) == (1, "")
+    assert re.fullmatch(r".*refused.*\n", finished.errors), finished.errors
+    assert run_program(args, env=ENV).status == 2
+
+
+def test_routes_authorisation_and_origins() -> None:
+    with example("routing.py", "127.0.0.1:0") as server:
+
+        def status(target: str, origin: str = "http://localhost:8000", **headers: str) -> int:
+            options = ClientOptions(headers={"Origin": origin, **headers})
+            try:
+                connect(url(server, target), options=options).close()
+            except HandshakeRefused as refused:
+                return refused.status
+            return 101
+
+        assert status("/nowhere") == 404
+        assert status("/health") == 200
+        assert status("/private") == 401
+        assert status("/private", Authorization="Bearer open") == 401
+        assert status("/private", Authorization="Bearer sesame") == 101
+        assert status("/echo") == 101
+        assert status("/echo", origin="https://a.example.com") == 101
+        assert status("/echo", origin="https://example.com.evil.example") == 403
+        assert status("/private", origin="https://evil.example", Authorization="Bearer sesame") == 403
+        headers = {"Origin": "http://localhost:8000"}
+        with pytest.raises(HandshakeRefused) as refused:
+            connect(url(server, "/echo"))
+        assert refused.value.status == 403
+        with connect(url(server, "/private"), options=ClientOptions(headers={**headers, "Authorization": "Bearer sesame"})) as conn:
+            assert conn.receive(timeout=10) == "hello Ali"
+            echoes(conn)
+        with connect(url(server, "/clock/1"), options=ClientOptions(headers=headers)) as conn:
+            assert [re.fullmatch(r"\d\d:\d\d:\d\d", conn.receive(timeout=10)) is not None for _ in range(2)] == [True, True]
+
+
+def test_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    def issue(name: str) -> None:
+        ours = authority.issue_cert(name)
+        ours.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+        ours.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+
+    def dial(name: str) -> Connection:
+        context = client_context(str(tmp_path / "ca.pem"))
+        return connect(f"wss://127.0.0.1:{server.port}/", ssl_context=context, server_name=name)
+
+    issue("old.example")
+    args = ["--cert", str(tmp_path / "cert.pem"), "--key", str(tmp_path / "key.pem"), "127.0.0.1:0"]
+    with example("tls.py", *args) as server:
+        assert server.address.startswith("tls://")
+        old = dial("old.example")
+        issue("new.example")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "certificates read again" in server.output())
+        with dial("new.example") as conn:
+            echoes(conn)
+        with old:
+            echoes(old)
+        with pytest.raises(TransportError):
+            dial("old.example")
+
+
+@pytest.mark.peer
+def test_a_sidecar_behind_nginx(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "sidecar" / "nginx.conf", tmp_path)
+    with example("sidecar/server.py", f"unix:{tmp_path}/ws.sock?mode=600") as server, nginx(tmp_path / "nginx.conf") as port:
+        assert server.address == f"unix:{tmp_path}/ws.sock"
+        for headers in ({}, {"X-Forwarded-For": "203.0.113.9"}, {"Forwarded": "for=203.0.113.9"}):
+            with connect_from("127.0.0.7", port, headers, target="/ws/") as conn:
+                assert conn.receive(timeout=10) == "you are 127.0.0.7"
+                echoes(conn)
+                big = "\u20ac" * 350_000
+                conn.send(big)
+                assert conn.receive(timeout=10) == big
+        with pytest.raises(HandshakeRefused) as refused:
+            connect_from("127.0.0.7", port, target="/elsewhere")
+        assert refused.value.status == 404
+    assert not (tmp_path / "ws.sock").exists()
+
+
+# The chat, in a browser
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browser(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
+
+
+def say(driver: Any, text: str) -> None:
+    driver.find_element("id", "text").send_keys(text)
+    driver.find_element("css selector", "button").click()
+
+
+def shown(driver: Any, window: str) -> tuple[str, list[str]]:
+    driver.switch_to.window(window)
+    return driver.find_element("id", "state").text, [line.text for line in driver.find_elements("css selector", "#lines li")]
+
+
+@pytest.mark.peer
+def test_two_pages_chat(driver: Any) -> None:
+    with example("chat.py", "127.0.0.1:0") as server:
+        driver.get(server.address)
+        one = driver.current_window_handle
+        say(driver, "Ann")
+        wait_until(lambda: shown(driver, one) == ("1 here", ["Ann: has come"]), 10)
+        driver.switch_to.new_window("tab")
+        two = driver.current_window_handle
+        driver.get(server.address)
+        say(driver, "Bo")
+        wait_until(lambda: shown(driver, two) == ("2 here", ["Bo: has come"]), 10)
+        say(driver, "<b>hi</b> \u20ac")
+        wait_until(lambda: shown(driver, one)[1][1:] == ["Bo: has come", "Bo: <b>hi</b> \u20ac"], 10)
+        say(driver, "hello Bo")
+        wait_until(lambda: shown(driver, two)[1][1:] == ["Bo: <b>hi</b> \u20ac", "Ann: hello Bo"], 10)
+        driver.close()
+        wait_until(lambda: shown(driver, one) == ("1 here", [*ANN_SAW, "Bo: has left"]), 10)
+        console = driver.get_log("browser")
+        server.process.terminate()
+        wait_until(lambda: shown(driver, one)[0].startswith("Disconnected (1001"), 10)
+        assert not console, console
+
+
+ANN_SAW = ["Ann: has come", "Bo: has come", "Bo: <b>hi</b> \u20ac", "Ann: hello Bo"]
+
+
+def test_chat_refuses_binary_and_serves_only_its_page() -> None:
+    with example("chat.py", "127.0.0.1:0") as server:
+        conn = connect(url(server, "/chat"))
+        conn.send(b"\x00")
+        assert list(conn) == []
+        assert conn.close_info is not None
+        assert (conn.close_info.code, conn.close_info.reason) == (1003, "text only")
+        conn.close()
+        with pytest.raises(HandshakeRefused) as refused:
+            connect(url(server, "/other"))
+        assert refused.value.status == 404
