@@ -267,7 +267,7 @@ def _describe(info: CloseInfo) -> str:
     parts = []
     if info.received is not None:
         parts.append(f"server said {_said(info.received)}")
-    if info.sent is not None and info.sent != info.received:
+    if info.sent is not None and (info.received is None or info.sent.code != info.received.code):
         parts.append(f"we said {_said(info.sent)}")
     if info.error is not None:
         parts.append(describe(info.error) if isinstance(info.error, TransportError) else str(info.error))

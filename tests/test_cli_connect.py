@@ -1,0 +1,417 @@
+"""`gws-gevent connect` as a process: pipes, files, a terminal, and exit statuses."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import trustme
+
+from gws_gevent import CloseInfo, Connection, EventHandler, Message, Refusal, Request, Response, Server, ServerOptions
+from gws_gevent.transports.base import ListenSettings, TlsFiles
+from tests.support import ROOT, Finished, free_port, run_program, wait_until
+
+pytestmark = pytest.mark.slow
+
+CONNECT = [sys.executable, "-m", "gws_gevent", "connect"]
+
+
+class Recorder(EventHandler):
+    """Echoes, does what some messages ask for, and keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request | None] = []
+        self.received: list[Any] = []
+        self.closed: list[CloseInfo] = []
+
+    def on_open(self, conn: Connection) -> None:
+        self.requests.append(conn.request)
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        self.received.append(message.data)
+        if message.data == "abort":
+            conn.abort()
+        elif message.data == "close":
+            conn.write_close(4001, "go away")
+        elif message.data == "binary":
+            conn.send(b"\x00\xff")
+        elif message.data == "ping":
+            conn.write_ping(b"abc")
+            conn.write_pong()
+            conn.send("pinged")
+        elif message.data == "colours":
+            conn.send("\x1b[31mred\x07")
+        elif message.data == "twice":
+            conn.send("first")
+            conn.send("second")
+        elif message.data != "silence":
+            conn.send(message.data)
+
+    def on_close(self, conn: Connection, info: CloseInfo) -> None:
+        self.closed.append(info)
+
+    def route(self, request: Request) -> EventHandler | Response | None:
+        if request.path == "/secret":
+            raise Refusal(401, "Who are you?\n")
+        return self
+
+
+class Running:
+    """A server in this process."""
+
+    def __init__(self, server: Server, seen: Recorder) -> None:
+        self.server = server
+        self.seen = seen
+        self.url = server.address.replace("tcp:", "ws:").replace("tls:", "wss:")
+
+
+@contextmanager
+def run_server(*endpoints: str, settings: ListenSettings | None = None, options: ServerOptions | None = None) -> Iterator[Running]:
+    seen = Recorder()
+    server = Server(options=options or ServerOptions(subprotocols=("chat",)), on_request=seen.route)
+    server.start(*endpoints or ("127.0.0.1:0",), settings=settings)
+    try:
+        yield Running(server, seen)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    with run_server() as running:
+        yield running
+
+
+def run_connect(*args: str, stdin: str | bytes = b"") -> Finished:
+    return run_program([*CONNECT, *args], stdin=stdin)
+
+
+def run_piped(*args: str, stdin: bytes) -> Finished:
+    """As run_connect, with stdin and stdout that are pipes; `stdin` has to fit into one."""
+    process = subprocess.Popen([*CONNECT, *args], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    try:
+        process.stdin.write(stdin)
+        process.stdin.close()
+        wait_until(lambda: process.poll() is not None, 20, "connect to end")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        return Finished(process.returncode, process.stdout.read().decode(), process.stderr.read().decode())
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def assert_one_line(finished: Finished, status: int, *said: str) -> None:
+    assert finished.status == status, finished
+    assert finished.errors.startswith("gws-gevent: ")
+    assert finished.errors.count("\n") == 1
+    for text in said:
+        assert text in finished.errors
+
+
+# Pipes and files
+
+
+@pytest.mark.parametrize("run", [run_connect, run_piped], ids=["file", "pipe"])
+def test_once_sends_all_prints_one_message_and_closes(running: Running, run: Callable[..., Finished]) -> None:
+    assert run(f"{running.url}/echo", "--once", stdin=b"hi\nthere\n") == (0, "hi\n", "")
+    wait_until(lambda: running.seen.closed)
+    assert running.seen.received == ["hi", "there"]
+    assert running.seen.closed[0].code == 1000
+    assert running.seen.closed[0].clean
+
+
+@pytest.mark.parametrize("run", [run_connect, run_piped], ids=["file", "pipe"])
+def test_every_answer_is_printed_before_the_end(running: Running, run: Callable[..., Finished]) -> None:
+    # --wait 0: the answer to the ping behind the last line is all that is waited for.
+    lines = [f"line {number} {'x' * 50}" for number in range(500)]
+    finished = run(running.url, "--wait", "0", stdin="\n".join(lines).encode())
+    assert finished == (0, "\n".join(lines) + "\n", "")
+
+
+def test_line_ends_are_not_part_of_messages(running: Running) -> None:
+    assert run_connect(running.url, "--wait", "0", stdin=b"a\r\n\nb\rc\nlast").status == 0
+    assert running.seen.received == ["a", "", "b\rc", "last"]
+
+
+def test_binary_is_printed_in_hexadecimal_and_text_as_it_is(running: Running) -> None:
+    finished = run_connect(running.url, "--wait", "0", stdin="binary\nping\ncolours\ngrüße\n")
+    assert finished == (0, "0x00ff\npinged\n\x1b[31mred\x07\ngrüße\n", "")
+
+
+def test_without_input_it_waits_and_closes(running: Running) -> None:
+    assert run_connect(running.url, "--wait", "0.1") == (0, "", "")
+    with open(os.devnull, "rb") as nothing:
+        process = subprocess.Popen([*CONNECT, running.url, "--wait", "0"], cwd=ROOT, stdin=nothing)
+        assert wait_for_end(process) == 0
+
+
+def test_a_closed_stdin_is_an_input_without_lines(running: Running) -> None:
+    command = 'exec "$@" <&-'
+    assert run_program(["sh", "-c", command, "sh", *CONNECT, running.url, "--wait", "0"]) == (0, "", "")
+
+
+def test_wait_inf_stays_until_the_server_closes(running: Running) -> None:
+    process = subprocess.Popen([*CONNECT, running.url, "--wait", "inf"], cwd=ROOT, stdin=subprocess.DEVNULL)
+    wait_until(lambda: running.seen.requests, 20)
+    gevent.spawn(running.server.stop).join()
+    assert wait_for_end(process) == 0
+    assert running.seen.closed[0].clean
+
+
+def test_once_without_a_message_is_a_failure(running: Running) -> None:
+    finished = run_connect(running.url, "--once", "--timeout", "0.3", stdin="silence\n")
+    assert_one_line(finished, 1, "no message came")
+    wait_until(lambda: running.seen.closed)
+    assert running.seen.closed[0].code == 1000
+
+
+def test_a_clean_close_by_the_server_is_success(running: Running) -> None:
+    assert run_connect(running.url, "--wait", "inf", stdin="close\n") == (0, "", "")
+
+
+def test_another_end_is_a_failure(running: Running) -> None:
+    finished = run_connect(running.url, "--wait", "inf", stdin="abort\n")
+    assert finished.output == ""
+    assert_one_line(finished, 1, f"{running.url}: connection lost: ")
+
+
+def test_output_that_nobody_reads_ends_the_connection(running: Running) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [*CONNECT, running.url, "--wait", "inf"], cwd=ROOT, stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    with process.stdin, process.stderr:
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert wait_for_end(process) == 1
+        assert process.stderr.read() == b""
+    wait_until(lambda: running.seen.closed)
+    assert running.seen.closed[0].clean
+
+
+def test_input_that_is_not_utf8_is_told_in_one_line(running: Running) -> None:
+    finished = run_connect(running.url, "--wait", "0", stdin=b"fine\nbad \xff\nnever sent\n")
+    assert_one_line(finished, 2, "line 2 of the input is not UTF-8")
+    wait_until(lambda: running.seen.closed)
+    assert running.seen.received == ["fine"]
+    assert running.seen.closed[0].clean
+
+
+def test_a_line_without_end_is_bounded(running: Running, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    with endless.open("wb") as file:
+        file.truncate(20 * 1024 * 1024)
+    with endless.open("rb") as source:
+        process = subprocess.Popen([*CONNECT, running.url], cwd=ROOT, stdin=source, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        with process.stderr:
+            assert wait_for_end(process) == 2
+            assert process.stderr.read() == b"gws-gevent: line 1 of the input has more than 16777216 bytes\n"
+
+
+def wait_for_end(process: subprocess.Popen[bytes]) -> int:
+    try:
+        wait_until(lambda: process.poll() is not None, 20, "connect to end")
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode
+
+
+# Arguments
+
+
+def test_headers_and_subprotocols_are_sent(running: Running) -> None:
+    finished = run_connect(
+        f"{running.url}/path?q=1", "--wait", "0", "--header", "X-One: 1", "--header", "Cookie:a=b; c=d",
+        "--subprotocol", "other", "--subprotocol", "chat",
+    )  # fmt: skip
+    assert finished.status == 0
+    request = running.seen.requests[0]
+    assert request is not None
+    assert request.target == "/path?q=1"
+    assert request.headers.get("x-one") == "1"
+    assert request.headers.get("cookie") == "a=b; c=d"
+    assert request.headers.elements("sec-websocket-protocol") == ["other", "chat"]
+
+
+def test_a_unix_socket_is_a_server_too(tmp_path: Path) -> None:
+    path = tmp_path / "app.sock"
+    with run_server(f"unix:{path}") as running:
+        assert run_connect(f"ws+unix:{path}:/echo", "--once", stdin="hi\n") == (0, "hi\n", "")
+        request = running.seen.requests[0]
+        assert request is not None
+        assert request.target == "/echo"
+
+
+def test_a_certificate_is_verified_unless_told_otherwise(tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    ca, both = str(tmp_path / "ca.pem"), str(tmp_path / "both.pem")
+    authority.cert_pem.write_to_path(ca)
+    authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA).private_key_and_cert_chain_pem.write_to_path(both)
+    with run_server("tls://127.0.0.1:0", settings=ListenSettings(tls=TlsFiles(both))) as running:
+        assert_one_line(run_connect(running.url, "--once", stdin="hi\n"), 2, running.url, "certificate")
+        assert run_connect(running.url, "--once", "--ca", ca, stdin="hi\n") == (0, "hi\n", "")
+        assert run_connect(running.url, "--once", "--insecure", stdin="hi\n") == (0, "hi\n", "")
+
+
+def test_a_refusal_is_told_with_its_text(running: Running) -> None:
+    assert_one_line(run_connect(f"{running.url}/secret"), 2, "/secret: the server answered 401 instead of 101: Who are you?\n")
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    assert_one_line(run_connect(f"ws://127.0.0.1:{free_port()}/"), 2, "Connection refused")
+    assert_one_line(run_connect(f"ws+unix:{tmp_path}/none.sock:/"), 2, "No such file or directory")
+
+
+def test_a_server_that_does_not_answer_meets_the_timeout(tmp_path: Path) -> None:
+    import gevent.socket
+
+    with gevent.socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        finished = run_connect(f"ws://127.0.0.1:{silent.getsockname()[1]}/", "--timeout", "0.2")
+    assert_one_line(finished, 2, "no opening handshake within 0.2 seconds")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "the following arguments are required: URL"),
+        (["http://127.0.0.1/"], "a WebSocket URL begins with ws:// or wss://"),
+        (["ws://127.0.0.1:99999/"], "a port is 1 to 65535"),
+        (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'"),
+        (["ws://127.0.0.1/", "--header", "nothing"], "--header 'nothing': must be 'NAME: VALUE'"),
+        (["ws://127.0.0.1/", "--header", "Upgrade: h2c"], "--header: Upgrade belongs to the handshake"),
+        (["ws://127.0.0.1/", "--header", "a: 1", "--header", "A: 2"], "--header 'A: 2': A is given twice"),
+        (["ws://127.0.0.1/", "--subprotocol", "a b"], "--subprotocol: each must be an HTTP token"),
+        (["ws://127.0.0.1/", "--timeout", "never"], "argument --timeout: 'never' is not a positive number of seconds"),
+        (["ws://127.0.0.1/", "--wait", "-1"], "argument --wait: '-1' is not a number of seconds, nor inf"),
+        (["ws://127.0.0.1/", "--insecure"], "--insecure: ws://127.0.0.1/ uses no TLS"),
+        (["wss://127.0.0.1/", "--ca", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (["wss://127.0.0.1/", "--ca", "x", "--insecure"], "--insecure and --ca exclude each other"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(args: list[str], said: str) -> None:
+    assert_one_line(run_connect(*args), 2, said)
+
+
+# A terminal
+
+
+class Terminal:
+    """A person at a terminal that runs connect."""
+
+    def __init__(self, *args: str) -> None:
+        self._ours, theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self._seen = b""
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        self.process = subprocess.Popen([*CONNECT, *args], cwd=ROOT, start_new_session=True, **streams)
+        os.close(theirs)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the screen shows a text, behind what was waited for before."""
+        try:
+            wait_until(lambda: self._look(text), 20, f"{text!r} on the screen")
+        except AssertionError as error:
+            error.add_note(f"it shows {self._seen!r}")
+            raise
+        self._seen = self._seen.partition(text.encode())[2]
+
+    def _look(self, text: str) -> bool:
+        try:
+            self._seen += os.read(self._ours, 65536)
+        except (BlockingIOError, OSError):
+            pass  # nothing new, or (EIO) the program has ended
+        return text.encode() in self._seen
+
+    def end(self) -> int:
+        return wait_for_end(self.process)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
+@contextmanager
+def terminal(*args: str) -> Iterator[Terminal]:
+    person = Terminal(*args)
+    try:
+        yield person
+    finally:
+        person.close()
+
+
+def test_a_person_sees_messages_pings_and_the_close(running: Running) -> None:
+    with terminal(running.url, "--subprotocol", "chat") as person:
+        person.wait_for(f"connected to {running.url}, subprotocol chat; Ctrl-D or Ctrl-C closes")
+        person.type("hello\n")
+        person.wait_for("< hello\r\n")
+        person.type("binary\n")
+        person.wait_for("< 0x00ff\r\n")
+        person.type("ping\n")
+        person.wait_for("< ping 0x616263\r\n")
+        person.wait_for("< pong\r\n")
+        person.wait_for("< pinged\r\n")
+        person.type("colours\n")
+        person.wait_for("< \\x1b[31mred\\x07\r\n")
+        person.type("close\n")
+        person.wait_for("closed: server said 4001 go away\r\n")
+        assert person.end() == 0
+
+
+def test_end_of_file_on_a_terminal_closes_at_once(running: Running) -> None:
+    with terminal(running.url, "--wait", "inf") as person:
+        person.wait_for("connected")
+        person.type("\x04")
+        person.wait_for("closed: server said 1000\r\n")
+        assert person.end() == 0
+        assert running.seen.closed[0].code == 1000
+
+
+def test_an_interrupt_closes_cleanly(running: Running) -> None:
+    with terminal(running.url) as person:
+        person.wait_for("connected")
+        person.process.send_signal(signal.SIGINT)
+        person.wait_for("closed: server said 1000\r\n")
+        assert person.end() == 0
+
+
+def test_once_on_a_terminal_does_not_wait_for_its_end(running: Running) -> None:
+    with terminal(running.url, "--once") as person:
+        person.wait_for("connected")
+        person.type("twice\n")
+        person.wait_for("< first\r\n")
+        person.wait_for("closed: server said 1000\r\n")
+        assert person.end() == 0
+
+
+def test_a_person_is_told_of_a_lost_connection(running: Running) -> None:
+    with terminal(running.url) as person:
+        person.wait_for("connected")
+        person.type("abort\n")
+        person.wait_for("closed: ")
+        assert person.end() == 1
