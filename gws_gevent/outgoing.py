@@ -14,7 +14,7 @@ from greenlet import getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.broadcast import PreparedMessage
-from gws_gevent.exceptions import ConnectionClosed, MessageTooLarge, TransportError, WriteQueueFull
+from gws_gevent.exceptions import ConnectionClosed, GwsError, MessageTooLarge, TransportError, WriteQueueFull
 from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, frame_header
 from gws_gevent.runtime import get_ident
 from gws_gevent.streamed import StreamedMessage
@@ -377,8 +377,10 @@ class Outgoing(Timed):
 
     def _wait_for_streamed(self) -> None:
         streamed = self._streamed
-        if streamed is None or streamed.greenlet is getcurrent():
+        if streamed is None:
             return
+        if streamed.greenlet is getcurrent():
+            raise GwsError("this greenlet is writing a message in fragments: another one would stand in its middle")
         if getcurrent() is self._runtime.hub:
             raise WriteQueueFull("a message is being written in fragments and the hub cannot wait")
         streamed.done.wait()

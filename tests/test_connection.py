@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import gevent
@@ -14,6 +15,7 @@ from greenlet import getcurrent
 
 from gws_gevent import (
     Client,
+    ClientOptions,
     Close,
     CloseCode,
     ConnectionClosed,
@@ -24,9 +26,11 @@ from gws_gevent import (
     ServerOptions,
     SessionStorage,
     TransportError,
+    Upgrader,
     connect,
 )
 from gws_gevent.protocol import State
+from gws_gevent.transports.memory import memory_pair
 from tests.pairs import EchoHandler, Pair, Recorder, failing_with, paired, serving, url_of
 from tests.support import wait_until
 
@@ -432,12 +436,10 @@ def test_leaving_the_with_block_tells_the_peer_why() -> None:
     for error, code in ((None, 1000), (ValueError("x"), 1011), (KeyboardInterrupt(), 1001)):
         handler = Recorder()
         with paired(handler) as pair:
-            try:
-                with pair.client:
-                    if error is not None:
-                        raise error
-            except (ValueError, KeyboardInterrupt) as raised:
-                assert raised is error
+            expected = pytest.raises(type(error)) if error is not None else nullcontext()
+            with expected, pair.client:
+                if error is not None:
+                    raise error
             assert pair.client.closed
             assert handler.wait_closed().received == Close(code, "")
 
@@ -510,7 +512,7 @@ def test_ids_differ() -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_request_is_freed_after_on_open_unless_kept(keep: bool) -> None:
-    seen = []
+    seen: list[Any] = []
 
     class Looking(Recorder):
         def on_open(self, conn: Any) -> None:
@@ -519,8 +521,6 @@ def test_the_request_is_freed_after_on_open_unless_kept(keep: bool) -> None:
         def on_message(self, conn: Any, message: Message) -> None:
             seen.append(conn.request.target if conn.request is not None else None)
             conn.write_text("seen")
-
-    from gws_gevent import ClientOptions
 
     options = ClientOptions(headers={"User-Agent": "a test"})
     with serving(Looking(), ServerOptions(keep_request=keep)) as server, connect(url_of(server, "/x?y=1"), options=options) as conn:
@@ -562,9 +562,6 @@ def test_read_loop_without_a_handler_is_an_error() -> None:
 
 
 def test_a_client_may_serve_its_read_loop_in_its_own_greenlet() -> None:
-    from gws_gevent.transports.memory import memory_pair
-    from gws_gevent.upgrader import Upgrader
-
     ours, theirs = memory_pair()
     server = gevent.spawn(lambda: Upgrader(lambda conn: conn.write_text("hello and goodbye")).upgrade_stream(ours).read_loop())
     client = Client.from_stream(theirs)
