@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -38,6 +39,13 @@ else:
 
 __all__ = ["Connection"]
 
+#: Seconds that one connection may keep the loop while others have input.
+TURN = 0.005
+#: Seconds from which a read is known to have waited. Shorter ones count as work: at worst that gives way too often.
+WAITED = 0.00005
+#: Messages handled between two looks at the clock.
+LOOK_UP = 32
+
 
 class Connection(Deadlines):
     """One WebSocket connection, on either side. Servers and `connect` make them.
@@ -50,7 +58,8 @@ class Connection(Deadlines):
     """
 
     __slots__ = (
-        "_batch_at", "_closed", "_greenlet", "_handler", "_opened", "_pool", "_remote", "_request", "_session", "id", "subprotocol",
+        "_batch_at", "_closed", "_greenlet", "_handler", "_opened", "_pool", "_remote", "_request", "_session", "_turn_began",
+        "id", "subprotocol",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
@@ -66,6 +75,7 @@ class Connection(Deadlines):
         self._pool: Pool | None = None
         self._closed: Event | None = None
         self._opened = False
+        self._turn_began = 0.0
 
     # Facts
 
@@ -266,6 +276,8 @@ class Connection(Deadlines):
                 if self._batch_at == len(batch):
                     # From here on a write is sent at once, with all that was held back before it.
                     self._batch = None
+                elif not self._batch_at % LOOK_UP:
+                    self._give_way()
                 return message
             if not self._fetch():
                 return None
@@ -277,6 +289,7 @@ class Connection(Deadlines):
         writer = self._writer
         if writer is not None and writer.size and not writer.draining:
             self._flush_before_waiting(writer)
+        self._give_way()
         protocol = self._protocol
         if protocol.has_more:
             self._take(protocol.receive(b"", 0, 0), self._heard)
@@ -299,6 +312,7 @@ class Connection(Deadlines):
         if self._request is not None and not self._service.keep_request:
             self._request = None
         self._reading = True
+        before = monotonic()
         try:
             count = self.stream.recv_into(self._runtime.buffer)
         except TransportError as error:
@@ -306,8 +320,17 @@ class Connection(Deadlines):
             return -1
         finally:
             self._reading = False
+        after = monotonic()
+        if after - before > WAITED:
+            self._turn_began = after
         self._heard = self._runtime.wheel.now
         return count
+
+    def _give_way(self) -> None:
+        """Let the others run once this connection has kept the loop for a turn: one with endless input would starve them."""
+        if monotonic() - self._turn_began > TURN:
+            gevent.sleep(0)
+            self._turn_began = monotonic()
 
     def _take(self, messages: list[Message], now: float) -> None:
         if messages:
@@ -376,7 +399,7 @@ class Connection(Deadlines):
         here = getcurrent()
         if here is self._runtime.hub or self.closed:
             return
-        if self._handler is None or here is self._greenlet:
+        if here is self._greenlet or (self._handler is None and not self._reading):
             while self._next() is not None:
                 pass
             if self._handler is None:
