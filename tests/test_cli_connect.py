@@ -324,8 +324,9 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         os.set_blocking(self._ours, False)
         self._seen = b""
-        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-        self.process = subprocess.Popen([*CONNECT, *args], cwd=ROOT, start_new_session=True, **streams)
+        self.process = subprocess.Popen(
+            [*CONNECT, *args], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
         os.close(theirs)
 
     def type(self, text: str) -> None:
