@@ -10,36 +10,37 @@ from gws_gevent.transports.base import NonBlockingStream
 from tests.pairs import serving, url_of
 from tests.support import wait_until
 
+FRAME = b"\x81\x85\0\0\0\0hello"
 
-class Order(EventHandler):
-    """Remembers how much of the flood had been handled when the other connection's message was."""
+
+class Turns(EventHandler):
+    """Counts the messages, and how often the next one belonged to another connection."""
 
     def __init__(self) -> None:
-        self.flooded = 0
-        self.flooded_before_the_other: int | None = None
+        self.messages = 0
+        self.changes = 0
+        self._last = 0
 
     def on_message(self, conn: Connection, message: Message) -> None:
-        if message.data == "flood":
-            self.flooded += 1
-        else:
-            self.flooded_before_the_other = self.flooded
+        self.messages += 1
+        self.changes += conn.id != self._last
+        self._last = conn.id
 
 
-def test_a_flood_of_small_messages_in_one_read_lets_others_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_with_endless_input_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     # Any time at all is too long a turn: it gives way at each look at the clock.
     monkeypatch.setattr(connection_module, "TURN", 0.0)
-    handler = Order()
-    frame = b"\x81\x85\0\0\0\0flood"
-    with serving(handler) as server, connect(url_of(server)) as flood, connect(url_of(server)) as other:
-        stream = flood.stream
-        assert isinstance(stream, NonBlockingStream)
-        # Both are in the kernel's buffers before the server's greenlets run, the flood first.
-        taken = stream.try_send(frame * 10_000)
-        sent = taken // len(frame)
-        other.send("other")
-        wait_until(lambda: handler.flooded == sent, 10, "the flood to be handled")
-        wait_until(lambda: handler.flooded_before_the_other is not None, 10, "the other message to be handled")
-        stream.send_all(frame[taken % len(frame) :])
-    assert sent > 1000
-    assert handler.flooded_before_the_other is not None
-    assert 0 < handler.flooded_before_the_other < sent
+    turns = Turns()
+    with serving(turns) as server, connect(url_of(server)) as one, connect(url_of(server)) as other:
+        wait_until(lambda: len(server.connections) == 2, 5, "both to be open")
+        sent = 0
+        for conn in (one, other):
+            # All of it is in the kernel's buffers before the server's greenlets run: to them it is one read each.
+            stream = conn.stream
+            assert isinstance(stream, NonBlockingStream)
+            taken = stream.try_send(FRAME * 10_000)
+            stream.try_send(FRAME[taken % len(FRAME) :] if taken % len(FRAME) else b"")
+            sent += -(-taken // len(FRAME))
+        wait_until(lambda: turns.messages == sent, 10, "all of it to be handled")
+    assert sent > 2000
+    assert turns.changes > 20
