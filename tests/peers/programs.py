@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ import gevent.socket
 import pytest
 
 from gws_gevent import Client, ClientOptions, Connection
+from gws_gevent.transports.base import Stream
 from gws_gevent.transports.tcp import SocketStream
+from gws_gevent.transports.tls import TlsStream
 from tests.support import CI, ROOT, free_port, require_module, require_tool, run_program, wait_until
 
 __all__ = ["HERE", "Program", "accepts", "browser", "connect_from", "nginx", "node_modules", "running"]
@@ -89,19 +92,29 @@ def accepts(port: int) -> bool:
 
 
 def connect_from(
-    source: str, port: int, headers: Mapping[str, str] | None = None, target: str = "/", prefix: bytes = b""
+    source: str,
+    port: int,
+    headers: Mapping[str, str] | None = None,
+    target: str = "/",
+    prefix: bytes = b"",
+    tls: ssl.SSLContext | None = None,
 ) -> Connection:
     """Connect to a port of 127.0.0.1 from another address of the loopback network.
 
     Args:
-        prefix: bytes to send before the request.
+        prefix: bytes to send before everything else.
+        tls: to speak it with a server whose certificate is for localhost.
     """
     sock = gevent.socket.create_connection(("127.0.0.1", port), 5, source_address=(source, 0))
     try:
         sock.sendall(prefix)
-        stream = SocketStream.adopt(sock)
+        carrier = SocketStream.adopt(sock)
     finally:
         sock.close()
+    stream: Stream = carrier
+    if tls is not None:
+        stream = TlsStream(carrier, tls, server_side=False, server_hostname="localhost")
+        stream.handshake()
     return Client.from_stream(stream, f"ws://127.0.0.1:{port}{target}", options=ClientOptions(headers=dict(headers or {})))
 
 
