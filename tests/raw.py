@@ -105,8 +105,12 @@ class RawClient:
         if source:
             self.sock.bind((source, 0))
         self.sock.settimeout(PATIENCE)
-        self.sock.connect(("127.0.0.1", port))
         self.buffer = bytearray()
+        try:
+            self.sock.connect(("127.0.0.1", port))
+        except BaseException:
+            self.sock.close()
+            raise
 
     def __enter__(self) -> RawClient:
         return self
