@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 import trustme
 
@@ -173,7 +174,7 @@ def test_wait_inf_stays_until_the_server_closes(running: Running) -> None:
 
 
 def test_once_without_a_message_is_a_failure(running: Running) -> None:
-    finished = run_connect(running.url, "--once", "--timeout", "0.3", stdin="silence\n")
+    finished = run_connect(running.url, "--once", "--timeout", "1", stdin="silence\n")
     assert_one_line(finished, 1, "no message came")
     wait_until(lambda: running.seen.closed)
     assert running.seen.closed[0].code == 1000
@@ -283,13 +284,25 @@ def test_a_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_answer_meets_the_timeout(tmp_path: Path) -> None:
-    import gevent.socket
-
     with gevent.socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         finished = run_connect(f"ws://127.0.0.1:{silent.getsockname()[1]}/", "--timeout", "0.2")
     assert_one_line(finished, 2, "no opening handshake within 0.2 seconds")
+
+
+def test_an_interrupt_ends_the_opening_handshake() -> None:
+    with gevent.socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        process = subprocess.Popen(
+            [*CONNECT, f"ws://127.0.0.1:{silent.getsockname()[1]}/"], cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        with process.stderr, silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            assert wait_for_end(process) == 130
+            assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize(
@@ -299,7 +312,7 @@ def test_a_server_that_does_not_answer_meets_the_timeout(tmp_path: Path) -> None
         (["http://127.0.0.1/"], "a WebSocket URL begins with ws:// or wss://"),
         (["ws://127.0.0.1:99999/"], "a port is 1 to 65535"),
         (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'"),
-        (["ws://127.0.0.1/", "--header", "nothing"], "--header 'nothing': must be 'NAME: VALUE'"),
+        (["ws://127.0.0.1/", "--header", "nothing"], "--header 'nothing': must be NAME: VALUE"),
         (["ws://127.0.0.1/", "--header", "Upgrade: h2c"], "--header: Upgrade belongs to the handshake"),
         (["ws://127.0.0.1/", "--header", "a: 1", "--header", "A: 2"], "--header 'A: 2': A is given twice"),
         (["ws://127.0.0.1/", "--subprotocol", "a b"], "--subprotocol: each must be an HTTP token"),

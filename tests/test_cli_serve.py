@@ -212,7 +212,7 @@ def test_one_slow_reader_does_not_stop_the_room() -> None:
 
 # A handler of the user's
 
-APP = '''
+APP = """
 from gws_gevent import EventHandler
 
 class Shout(EventHandler):
@@ -233,7 +233,7 @@ def reverse(conn):
         conn.send(message[::-1])
 
 async def modern(conn): ...
-'''
+"""
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
+from greenlet import getcurrent
 
 from gws_gevent.cli.errors import UsageError, describe, positive_seconds
 from gws_gevent.cli.terminal import Input, Screen, standard_streams
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     add = parser.add_argument
     add("url", metavar="URL", help="the server, see below")
-    add("--header", action="append", default=[], metavar="'NAME: VALUE'", help="another header of the request; may be repeated")
+    add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
     add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
     add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
@@ -100,13 +101,18 @@ def run(args: argparse.Namespace) -> int:
     context = _tls_context(args)
     source, screen = standard_streams()
     talk = Talk(source, screen, args)
+    watcher = gevent.signal_handler(signal.SIGINT, talk.interrupt)
     try:
         conn = connect(args.url, talk, options, ssl_context=context)
+        return talk.finish(conn)
     except HandshakeRefused as refused:
         raise UsageError(f"{args.url}: {refused}{_first_words(refused.body)}") from refused
+    except BrokenPipeError:
+        raise
     except (GwsError, OSError) as error:
         raise UsageError(f"{args.url}: {describe(error)}") from error
-    return talk.finish(conn)
+    finally:
+        watcher.cancel()
 
 
 def _options(args: argparse.Namespace) -> ClientOptions:
@@ -114,7 +120,7 @@ def _options(args: argparse.Namespace) -> ClientOptions:
     for text in args.header:
         name, separator, value = text.partition(":")
         if not separator:
-            raise UsageError(f"--header {text!r}: must be 'NAME: VALUE'")
+            raise UsageError(f"--header {text!r}: must be NAME: VALUE")
         if name.strip().lower() in map(str.lower, headers):
             raise UsageError(f"--header {text!r}: {name.strip()} is given twice")
         headers[name.strip()] = value.strip()
@@ -159,16 +165,17 @@ class Talk(EventHandler):
         self._all_read = Event()
         self._problem: Exception | None = None
         self._interrupted = False
+        self._conn: Connection | None = None
+        self._main = getcurrent()
 
     def finish(self, conn: Connection) -> int:
         """Feed the connection from stdin until it has ended, and return the exit status."""
-        watcher = gevent.signal_handler(signal.SIGINT, self._interrupt, conn)
+        self._conn = conn
         feeder = gevent.spawn(self._feed, conn)
         try:
             self._ended.wait()
         finally:
             feeder.kill()
-            watcher.cancel()
         if self._problem is not None:
             raise self._problem
         info = conn.close_info or CloseInfo()
@@ -180,6 +187,16 @@ class Talk(EventHandler):
         if missing and info.clean:
             print(f"gws-gevent: {self._url}: no message came", file=sys.stderr)
         return 0 if info.clean and not missing else 1
+
+    def interrupt(self) -> None:
+        """Ctrl-C: close the connection; the second time, or before it is open, drop everything."""
+        if self._conn is None:
+            gevent.kill(self._main, KeyboardInterrupt)
+        elif self._interrupted:
+            self._conn.abort()
+        else:
+            self._interrupted = True
+            self._conn.close()
 
     # Events of the connection
 
@@ -249,13 +266,6 @@ class Talk(EventHandler):
         except OSError as error:
             self._problem = error
             conn.write_close()
-
-    def _interrupt(self, conn: Connection) -> None:
-        if self._interrupted:
-            conn.abort()
-            return
-        self._interrupted = True
-        conn.close()
 
 
 def _payload(payload: bytes) -> str:
