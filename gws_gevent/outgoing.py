@@ -432,6 +432,8 @@ def encode(opcode: int, data: Data, whole: bool = True) -> bytes | bytearray | m
     if opcode == Opcode.TEXT:
         if isinstance(data, str):
             return data.encode()
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"a TEXT message is str or UTF-8 in bytes, not {type(data).__name__}")
         payload = bytes(data)
         if whole:
             payload.decode()
