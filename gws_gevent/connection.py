@@ -338,7 +338,8 @@ class Connection(Deadlines):
             self._batch_at = 0
         if not self._protocol.incomplete:
             self._message_since = 0.0
-        elif messages or not self._message_since:
+        elif not self._message_since or any(_is_data(message) for message in messages):
+            # Control frames stand in the middle of a message without being part of it: they leave its clock alone.
             self._message_has_begun(now)
         if self._accounted or self._protocol.incomplete:
             self._account()
@@ -543,6 +544,10 @@ class Connection(Deadlines):
         change, self._accounted = held - self._accounted, held
         if change:
             self._service.account(change)
+
+
+def _is_data(message: Message) -> bool:
+    return message.opcode is Opcode.TEXT or message.opcode is Opcode.BINARY
 
 
 def _without_mapping(address: Any) -> Any:
