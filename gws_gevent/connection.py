@@ -58,8 +58,8 @@ class Connection(Deadlines):
     """
 
     __slots__ = (
-        "_batch_at", "_closed", "_greenlet", "_handler", "_opened", "_pool", "_remote", "_request", "_session", "_turn_began",
-        "id", "subprotocol",
+        "_batch_at", "_closed", "_giving_way", "_greenlet", "_handler", "_opened", "_pool", "_remote", "_request", "_session",
+        "_turn_began", "id", "subprotocol",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
@@ -74,6 +74,7 @@ class Connection(Deadlines):
         self._remote: Any = None
         self._pool: Pool | None = None
         self._closed: Event | None = None
+        self._giving_way = False
         self._opened = False
         self._turn_began = 0.0
 
@@ -222,7 +223,7 @@ class Connection(Deadlines):
             TimeoutError: nothing came in time. The connection stays usable and nothing is lost.
             ConnectionClosed: the connection has ended.
         """
-        if self._reading:
+        if self._reading or self._giving_way:
             raise GwsError("another greenlet is reading this connection")
         if timeout is None:
             return self._receive_data()
@@ -269,6 +270,9 @@ class Connection(Deadlines):
     def _next(self) -> Message | None:
         """The next message or control frame; None when the connection has ended."""
         while True:
+            if self._batch is not None and self._batch_at % LOOK_UP == LOOK_UP - 1:
+                # Before a message is taken: an exception thrown in here must not lose it.
+                self._give_way()
             batch = self._batch
             if batch is not None:
                 message = batch[self._batch_at]
@@ -276,8 +280,6 @@ class Connection(Deadlines):
                 if self._batch_at == len(batch):
                     # From here on a write is sent at once, with all that was held back before it.
                     self._batch = None
-                elif not self._batch_at % LOOK_UP:
-                    self._give_way()
                 return message
             if not self._fetch():
                 return None
@@ -290,6 +292,8 @@ class Connection(Deadlines):
         if writer is not None and writer.size and not writer.draining:
             self._flush_before_waiting(writer)
         self._give_way()
+        if self._ended:
+            return False
         protocol = self._protocol
         if protocol.has_more:
             self._take(protocol.receive(b"", 0, 0), self._heard)
@@ -329,7 +333,11 @@ class Connection(Deadlines):
     def _give_way(self) -> None:
         """Let the others run once this connection has kept the loop for a turn: one with endless input would starve them."""
         if monotonic() - self._turn_began > TURN:
-            gevent.sleep(0)
+            self._giving_way = True
+            try:
+                gevent.sleep(0)
+            finally:
+                self._giving_way = False
             self._turn_began = monotonic()
 
     def _take(self, messages: list[Message], now: float) -> None:
@@ -400,7 +408,7 @@ class Connection(Deadlines):
         here = getcurrent()
         if here is self._runtime.hub or self.closed:
             return
-        if here is self._greenlet or (self._handler is None and not self._reading):
+        if here is self._greenlet or (self._handler is None and not self._reading and not self._giving_way):
             while self._next() is not None:
                 pass
             if self._handler is None:

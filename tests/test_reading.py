@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
+from greenlet import getcurrent
 
 from gws_gevent import (
     Close,
@@ -229,6 +231,35 @@ def test_thousands_of_small_messages_in_one_read() -> None:
     with serving(echo) as server, connect(url_of(server)) as conn:
         conn.stream.send_all(b"".join(text_frame(str(number).encode()) for number in range(count)))
         assert [conn.receive(timeout=5) for _ in range(count)] == [str(number) for number in range(count)]
+
+
+def test_an_exception_thrown_in_while_others_are_let_run_loses_nothing() -> None:
+    class Interrupted(Exception):
+        pass
+
+    received: list[str] = []
+    interrupted = []
+
+    def slow(conn: Any) -> None:
+        here = getcurrent()
+        while len(received) < 200:
+            # More than a connection's turn: it gives way to the others at its next look at the clock.
+            until = time.monotonic() + (0.006 if len(received) % 32 == 31 else 0)
+            while time.monotonic() < until:
+                pass
+            throw = gevent.get_hub().loop.run_callback(here.throw, Interrupted)
+            try:
+                received.append(conn.receive())
+            except Interrupted:
+                interrupted.append(len(received))
+            finally:
+                throw.stop()
+
+    with paired(slow) as pair:
+        pair.client.stream.send_all(b"".join(text_frame(str(number).encode()) for number in range(200)))
+        wait_until(lambda: len(received) == 200)
+    assert received == [str(number) for number in range(200)]
+    assert interrupted[-1] > 0
 
 
 def test_a_message_in_many_fragments_with_control_frames_between() -> None:
