@@ -1,11 +1,12 @@
-"""Run the Autobahn TestSuite's client (as kosoku runs it) against an echo server of ours, and judge the outcome.
+"""Run the Autobahn TestSuite (as kosoku runs it) against a server or a client of ours that echoes, and judge the outcome.
 
     python tests/autobahn.py --ci
     GWS_GEVENT_PURE_PYTHON=1 python tests/autobahn.py --cases 1-7 --transport unix --markdown summary.md
+    python tests/autobahn.py --side client
 
 Belongs here: starting both sides, and what counts as passed. Does not belong here: cases of our own, which are pytest's.
 
-The suite's client speaks only TCP. For the other transports a relay in this process carries its bytes to the server.
+The suite speaks only TCP. For the other transports a relay in this process carries its bytes.
 Keepalive is off: the suite takes a ping it did not expect for a failure.
 """
 
@@ -59,7 +60,7 @@ class Result(NamedTuple):
         return self.behavior in GOOD_BEHAVIOR and self.behavior_close in GOOD_CLOSE
 
 
-# The server, in a process of its own
+# Our side, in a process of its own
 
 
 def serve(endpoint: str, cert: str | None, key: str | None) -> None:
@@ -81,6 +82,36 @@ def serve(endpoint: str, cert: str | None, key: str | None) -> None:
     server.serve_forever()
 
 
+def drive(url: str, parallel: int, ca: str | None) -> None:
+    """Be the client of every case that the suite's server has, then ask for its reports; print the build in use."""
+    from gevent.pool import Pool
+
+    from gws_gevent import ACCELERATED, ClientOptions, Connection, GwsError, connect
+    from gws_gevent.transports.tls_contexts import client_context
+
+    context = client_context(ca) if ca else None
+    options = ClientOptions(ping_interval=None)
+
+    def opened(target: str) -> Connection:
+        return connect(url + target, options=options, ssl_context=context)
+
+    def echo(number: int) -> None:
+        with opened(f"/runCase?case={number}&agent=gws_gevent") as conn:
+            try:
+                for message in conn:
+                    conn.send(message)
+            except GwsError:
+                pass  # the case's way to end; the suite judges it
+
+    with opened("/getCaseCount") as conn:
+        count = int(conn.receive(timeout=START_LIMIT))
+    pool = Pool(parallel)
+    for _ in pool.imap_unordered(echo, range(1, count + 1)):
+        pass
+    opened("/updateReports?agent=gws_gevent").close()
+    print("compiled" if ACCELERATED else "plain", flush=True)
+
+
 @asynccontextmanager
 async def running_server(transport: str, folder: Path) -> AsyncIterator[tuple[str, str]]:
     """Run `serve` in another process; the context is its address and its build."""
@@ -88,8 +119,7 @@ async def running_server(transport: str, folder: Path) -> AsyncIterator[tuple[st
     if transport == "tls":
         make_certificate(folder)
         args += ["--cert", str(folder / "cert.pem"), "--key", str(folder / "key.pem")]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    process = await asyncio.create_subprocess_exec(sys.executable, *args, stdout=PIPE, env={**os.environ, "PYTHONPATH": path})
+    process = await start_ours(*args)
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), START_LIMIT)
@@ -101,6 +131,12 @@ async def running_server(transport: str, folder: Path) -> AsyncIterator[tuple[st
             raise SystemExit(f"the server ended with status {process.returncode} during the run")
     finally:
         await end(process)
+
+
+async def start_ours(*args: str) -> Process:
+    """Run this file in a process of its own, with this checkout's package."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return await asyncio.create_subprocess_exec(sys.executable, *args, stdout=PIPE, env={**os.environ, "PYTHONPATH": path})
 
 
 async def end(process: Process) -> None:
@@ -128,7 +164,7 @@ def make_certificate(folder: Path) -> None:
 
 @asynccontextmanager
 async def reachable(address: str, folder: Path) -> AsyncIterator[str]:
-    """The context is a ws:// URL that leads to the server, through a relay unless the server speaks TCP."""
+    """The context is a ws:// URL that leads to our server, through a relay unless the server speaks TCP."""
     scheme, _, rest = address.partition(":")
     if scheme == "tcp":
         yield f"ws:{rest}/"
@@ -141,17 +177,40 @@ async def reachable(address: str, folder: Path) -> AsyncIterator[str]:
         context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
         return await asyncio.open_connection(host, int(port), ssl=context)
 
+    async with await asyncio.start_server(relay_to(connect), "127.0.0.1", 0) as relay:
+        yield f"ws://127.0.0.1:{relay.sockets[0].getsockname()[1]}/"
+
+
+@asynccontextmanager
+async def offered(transport: str, port: int, folder: Path) -> AsyncIterator[str]:
+    """The context is the URL over a transport that leads to the suite's server on a port."""
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", port)
+
+    if transport == "tcp":
+        yield f"ws://127.0.0.1:{port}"
+    elif transport == "unix":
+        async with await asyncio.start_unix_server(relay_to(connect), str(folder / "relay.sock")):
+            yield f"ws+unix:{folder}/relay.sock:"
+    else:
+        make_certificate(folder)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        async with await asyncio.start_server(relay_to(connect), "127.0.0.1", 0, ssl=context) as relay:
+            yield f"wss://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
+
+
+def relay_to(connect: Connect) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await carry_both_ways(reader, writer, connect)
         except OSError:
-            pass  # one side dropped the connection, which the suite's client sees
+            pass  # one side dropped the connection, which the suite sees
         finally:
             writer.transport.abort()
 
-    relay_server = await asyncio.start_server(relay, "127.0.0.1", 0)
-    async with relay_server:
-        yield f"ws://127.0.0.1:{relay_server.sockets[0].getsockname()[1]}/"
+    return relay
 
 
 async def carry_both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connect: Connect) -> None:
@@ -196,26 +255,63 @@ def parse_cases(text: str) -> list[str]:
     return globs
 
 
-async def run_suite(url: str, globs: list[str], parallel: int, out: Path) -> list[Result]:
+async def start_suite(mode: str, globs: list[str], parallel: int, out: Path, address: str) -> Process:
     program = Path(sys.executable).with_name("kosoku")
-    args = ["-m", "fuzzingclient", "-p", str(parallel), "-o", str(out)]
+    args = ["-m", mode, "-p", str(parallel), "-o", str(out)]
     for glob in globs:
         args += ["-i", glob]
-    log = out / "log"
     out.mkdir()
-    with log.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(str(program), *args, url, stdout=sink, stderr=sink)
+    with (out / "log").open("wb") as sink:
+        return await asyncio.create_subprocess_exec(str(program), *args, address, stdout=sink, stderr=sink)
+
+
+async def finish_suite(process: Process, out: Path) -> list[Result]:
     try:
         await asyncio.wait_for(process.wait(), SUITE_LIMIT)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise SystemExit(f"the suite was not through after {SUITE_LIMIT:g} s") from None
+    finally:
+        await end(process)
     index = out / "index.json"
     if not index.exists():
-        said = log.read_text(errors="replace")[-4000:]
+        said = (out / "log").read_text(errors="replace")[-4000:]
         raise SystemExit(f"the suite ended with status {process.returncode} and no report:\n{said}")
     return read_results(json.loads(index.read_text()))
+
+
+async def check_server(transport: str, globs: list[str], parallel: int, folder: Path) -> tuple[str, list[Result]]:
+    """Return the build in use and the results."""
+    async with running_server(transport, folder) as (address, build), reachable(address, folder) as url:
+        suite = await start_suite("fuzzingclient", globs, parallel, folder / "report", url)
+        return build, await finish_suite(suite, folder / "report")
+
+
+async def check_client(transport: str, globs: list[str], parallel: int, folder: Path) -> tuple[str, list[Result]]:
+    """Return the build in use and the results."""
+    out = folder / "report"
+    suite = await start_suite("fuzzingserver", globs, 1, out, "127.0.0.1:0")
+    try:
+        port = await listening_port(out / "log")
+        async with offered(transport, port, folder) as url:
+            trust = ["--ca", str(folder / "ca.pem")] if transport == "tls" else []
+            client = await start_ours(__file__, "--drive", url, "--parallel", str(parallel), *trust)
+            try:
+                said, _ = await asyncio.wait_for(client.communicate(), SUITE_LIMIT)
+            finally:
+                await end(client)
+            if client.returncode != 0:
+                raise SystemExit(f"the client ended with status {client.returncode}")
+            return said.decode().strip(), await finish_suite(suite, out)
+    finally:
+        await end(suite)
+
+
+async def listening_port(log: Path) -> int:
+    """Wait until the suite's server has written where it listens."""
+    async with asyncio.timeout(START_LIMIT):
+        while not (found := re.search(r"listening on ws://[^\n]*:(\d+)\n", log.read_text())):
+            await asyncio.sleep(0.02)
+    return int(found[1])
 
 
 def read_results(index: dict[str, dict[str, dict[str, Any]]]) -> list[Result]:
@@ -249,10 +345,9 @@ async def run(options: argparse.Namespace) -> int:
     globs = parse_cases(options.cases)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        async with running_server(options.transport, folder) as (address, build), reachable(address, folder) as url:
-            results = await run_suite(url, globs, options.parallel, folder / "report")
-    title = f"{options.transport}, {build} build, cases {options.cases}: {time.monotonic() - begin:.0f} s"
+        check = check_client if options.side == "client" else check_server
+        build, results = await check(options.transport, globs, options.parallel, Path(name))
+    title = f"{options.side}, {options.transport}, {build} build, cases {options.cases}: {time.monotonic() - begin:.0f} s"
     text = table(results)
     if options.markdown:
         Path(options.markdown).write_text(f"### {title}\n\n{text}")
@@ -268,23 +363,29 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run the Autobahn TestSuite against an echo server of gws_gevent.")
+    parser = argparse.ArgumentParser(description="Run the Autobahn TestSuite against gws_gevent.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ci", action="store_true", help=f"cases {CI_CASES} over TCP")
     what.add_argument("--cases", default=CI_CASES, help=f"groups, ranges or globs, as in 1-7,9,12.1.*; or all ({CI_CASES})")
+    parser.add_argument("--side", choices=("server", "client"), default="server", help="which side of ours is tested")
     parser.add_argument("--transport", choices=("tcp", "tls", "unix"), default="tcp")
     parser.add_argument("--parallel", type=int, default=2, help="cases run at once (2)")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table there")
-    # What the server's process is started with.
+    # What a process of its own is started with.
+    parser.add_argument("--drive", help=argparse.SUPPRESS)
+    parser.add_argument("--ca", help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--cert", help=argparse.SUPPRESS)
     parser.add_argument("--key", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.drive:
+        drive(options.drive, options.parallel, options.ca)
+        return
     if options.serve:
         serve(options.serve, options.cert, options.key)
         return
     if options.ci:
-        options.transport = "tcp"
+        options.side, options.transport = "server", "tcp"
     sys.exit(asyncio.run(run(options)))
 
 

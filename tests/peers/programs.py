@@ -66,7 +66,13 @@ def running(
     log = folder / f"{Path(args[0]).name}-{len(list(folder.iterdir()))}.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            args, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **(env or {})}
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
         )
     program = Program(process, log)
     try:
@@ -77,8 +83,11 @@ def running(
         process.send_signal(stop)
         wait_until(lambda: process.poll() is not None, timeout, f"the end of {args[0]}")
     finally:
-        if process.poll() is None:
-            process.kill()
+        # With the processes it has started: the workers of a killed nginx would go on.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         process.wait()
 
 
