@@ -338,7 +338,7 @@ class Connection(Deadlines):
                 gevent.sleep(0)
             finally:
                 self._giving_way = False
-            self._turn_began = monotonic()
+                self._turn_began = monotonic()
 
     def _take(self, messages: list[Message], now: float) -> None:
         if messages:
