@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterator
 from typing import IO, Final
@@ -39,7 +38,6 @@ class Input:
         # A closed stdin is None, and its number may belong to another file by now.
         self._descriptor = source.fileno() if source is not None else -1
         self.terminal = source is not None and source.isatty()
-        self._pollable = self.terminal or (source is not None and _is_pollable(self._descriptor))
 
     def lines(self) -> Iterator[str]:
         """The lines without their ends, to the end of the input.
@@ -50,7 +48,6 @@ class Input:
         held = bytearray()
         number = 0
         while self._descriptor >= 0:
-            searched = len(held)
             piece = self._read()
             held += piece
             if not piece:
@@ -61,24 +58,16 @@ class Input:
                 for line in whole:
                     number += 1
                     yield _decode(line, number)
-            elif searched + len(piece) > MAX_LINE:
+            elif len(held) > MAX_LINE:
                 raise UsageError(f"line {number + 1} of the input has more than {MAX_LINE} bytes")
         if held:
             yield _decode(bytes(held), number + 1)
 
     def _read(self) -> bytes:
-        if self._pollable:
-            hub = gevent.get_hub()
-            hub.wait(hub.loop.io(self._descriptor, 1))
-            return os.read(self._descriptor, READ_SIZE)
-        # Files and devices, which pollers refuse: a thread waits for them.
+        # A thread waits: pollers refuse files, and make a terminal non-blocking for everyone who shares it. One that still
+        # waits when the connection has ended does not keep the process.
         piece: bytes = gevent.get_hub().threadpool.apply(os.read, (self._descriptor, READ_SIZE))
         return piece
-
-
-def _is_pollable(descriptor: int) -> bool:
-    mode = os.fstat(descriptor).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def _decode(line: bytes, number: int) -> str:
