@@ -206,7 +206,7 @@ def test_the_map_names_every_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     targets = {match["target"] for match in LINK.finditer(index)}
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name not in ("README.md", "index.md")}
-    assert pages <= targets
+    assert not pages - targets, "docs/index.md has a line for every page"
 
 
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.MULTILINE)
