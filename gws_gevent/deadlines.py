@@ -132,8 +132,8 @@ class Deadlines(Outgoing):
                 return self._due
             self._service.handshake_timed_out(self)  # type: ignore[arg-type]  # every Deadlines is a Connection
             return NEVER
-        if not self._reading:
-            # The clocks of reading stand still while we do not read.
+        if not self._reading or self._runtime.wheel.held_up:
+            # The clocks of reading stand still while we do not read, and while nobody could.
             self._heard = now
             if self._message_since:
                 self._message_since = now

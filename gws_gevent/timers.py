@@ -16,6 +16,8 @@ __all__ = ["TICK", "Timed", "Wheel"]
 TICK = 0.1
 #: Slots of the wheel. A deadline further away than SLOTS * TICK seconds goes round more than once.
 SLOTS = 512
+#: Ticks owed above which the loop counts as held up.
+HELD_UP = 2
 
 
 class Timed:
@@ -41,9 +43,10 @@ class Wheel:
 
     Attributes:
         now: monotonic seconds at the last tick, or at the last call that needed the precise time.
+        held_up: something kept the loop from running before this tick, so that input may be waiting unread.
     """
 
-    __slots__ = ("_count", "_loop", "_position", "_slots", "_timer", "now")
+    __slots__ = ("_count", "_loop", "_position", "_slots", "_timer", "held_up", "now")
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -52,6 +55,7 @@ class Wheel:
         self._position = 0
         self._count = 0
         self.now = monotonic()
+        self.held_up = False
 
     def __len__(self) -> int:
         return self._count
@@ -111,6 +115,7 @@ class Wheel:
         now = monotonic()
         # A loop that was held up owes several ticks.
         ticks = min(int((now - self.now) / TICK + 0.5), SLOTS)
+        self.held_up = ticks > HELD_UP
         self.now = now
         for _ in range(max(ticks, 1)):
             self._position = (self._position + 1) % SLOTS
