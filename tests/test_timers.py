@@ -231,6 +231,20 @@ def test_a_loop_that_was_held_up_catches_up_in_one_tick(loop: FakeLoop, wheel: W
     assert len(later.asked) == (held_up > 45)
 
 
+def test_the_wheel_tells_when_the_loop_was_held_up(loop: FakeLoop, wheel: Wheel) -> None:
+    seen: list[bool] = []
+    entry = Entry(loop, *[loop.now + 1 + i for i in range(20)], then=lambda: seen.append(wheel.held_up))
+    wheel.schedule(entry, loop.now + 0.5)
+    loop.pass_seconds(2)
+    assert seen == [False] * len(seen)
+    assert seen
+    loop.now += 3
+    loop.tick()
+    assert seen[-1]
+    loop.pass_seconds(2)
+    assert not seen[-1]
+
+
 def test_what_is_scheduled_by_on_deadline_is_not_asked_in_the_same_tick(loop: FakeLoop, wheel: Wheel) -> None:
     other = Entry(loop)
     entry = Entry(loop, then=lambda: wheel.schedule(other, loop.now))
