@@ -202,39 +202,47 @@ async def offered(transport: str, port: int, folder: Path) -> AsyncIterator[str]
 
 
 def relay_to(connect: Connect) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    tasks = set()
+
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio forgets the task of a connection that is lost, and it could be collected before its end.
+        tasks.add(asyncio.current_task())
         try:
             await carry_both_ways(reader, writer, connect)
         except OSError:
             pass  # one side dropped the connection, which the suite sees
         finally:
             writer.transport.abort()
+            tasks.discard(asyncio.current_task())
 
     return relay
 
 
 async def carry_both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connect: Connect) -> None:
     far_reader, far_writer = await connect()
-    forth = asyncio.ensure_future(carry(reader, far_writer))
+    forth = asyncio.create_task(carry(reader, far_writer))
     try:
-        # Once the server has closed there is nothing to carry to it.
+        # Once the far side has closed there is nothing to carry to it.
         await carry(far_reader, writer)
         writer.close()
         await writer.wait_closed()
     finally:
-        far_writer.transport.abort()
         forth.cancel()
-        await asyncio.gather(forth, return_exceptions=True)
+        far_writer.transport.abort()
 
 
 async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while piece := await reader.read(RELAY_PIECE):
-        writer.write(piece)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
-    else:
-        writer.close()
+    """Pass on what comes until the end, and how it ended: a reset is passed on as a reset."""
+    try:
+        while piece := await reader.read(RELAY_PIECE):
+            writer.write(piece)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+        else:
+            writer.close()
+    except OSError:
+        writer.transport.abort()
 
 
 # The suite
