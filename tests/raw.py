@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import gevent
 from gevent import socket
+from gevent.ssl import SSLContext
 
 from gws_gevent import CloseInfo, Connection, EventHandler, Message, Server, ServerOptions
+from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.support import wait_until
 
 __all__ = [
-    "ACCEPT", "KEY", "Answer", "Frame", "RawClient", "Recorder", "frame", "open_client", "request", "running", "server_side",
-    "shrink_send_buffer", "spawn_drip", "still_echoes",
+    "ACCEPT", "KEY", "Answer", "Frame", "RawClient", "RawTlsClient", "Recorder", "frame", "open_client", "request", "running",
+    "server_side", "shrink_send_buffer", "spawn_drip", "still_echoes",
 ]  # fmt: skip
 
 #: The example of RFC 6455 section 1.3.
@@ -207,6 +209,18 @@ class RawClient:
         return taken
 
 
+class RawTlsClient(RawClient):
+    """The same inside TLS, its handshake done."""
+
+    def __init__(self, port: int, context: SSLContext) -> None:
+        super().__init__(port)
+        try:
+            self.sock = context.wrap_socket(self.sock, server_hostname="localhost")
+        except BaseException:
+            self.sock.close()
+            raise
+
+
 class Recorder(EventHandler):
     """Echoes, and remembers each connection's opening and end.
 
@@ -243,11 +257,13 @@ class Recorder(EventHandler):
 
 
 @contextmanager
-def running(handler: Any = None, on_request: Any = None, **options: Any) -> Iterator[tuple[Server, int]]:
-    """Serve on a free TCP port; afterwards no connection may be left, and a Recorder's records must match up."""
+def running(
+    handler: Any = None, on_request: Any = None, *, tls: TlsFiles | None = None, **options: Any
+) -> Iterator[tuple[Server, int]]:
+    """Serve on a free port, TCP or TLS; afterwards no connection may be left, and a Recorder's records must match up."""
     handler = handler or (Recorder() if on_request is None else None)
     server = Server(handler, ServerOptions(**options), on_request)
-    server.start("127.0.0.1:0")
+    server.start("tls://127.0.0.1:0" if tls else "127.0.0.1:0", settings=ListenSettings(tls=tls))
     try:
         yield server, int(server.address.rpartition(":")[2])
         wait_until(lambda: not server.connections, what=f"the end of {set(server.connections)}")
