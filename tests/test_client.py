@@ -185,16 +185,10 @@ def test_answers_that_are_wrong(what: str) -> None:
         connect(url)
 
 
-@pytest.mark.parametrize("said", [None, b"HTTP/1.1 101"], ids=["nothing", "a beginning"])
-def test_an_answer_that_does_not_come(said: bytes | None) -> None:
-    def answer(head: bytes) -> None:
-        if said is not None:
-            gevent.getcurrent()
-        return None
-
-    with answering(answer) as url:
+def test_an_answer_that_does_not_come() -> None:
+    with answering(lambda head: None) as url:
         began = time.monotonic()
-        with pytest.raises(TimeoutError, match="within 0.1 seconds"):
+        with pytest.raises(TimeoutError, match=r"within 0\.1 seconds"):
             connect(url, options=ClientOptions(handshake_timeout=0.1))
         assert 0.1 <= time.monotonic() - began < 2
 
@@ -258,14 +252,12 @@ def test_localhost_by_name() -> None:
 
 def test_from_stream() -> None:
     ours, theirs = memory_pair()
-    failing = gevent.spawn(
-        lambda: Client.from_stream(theirs, "ws://example.com:81/target?x", options=ClientOptions(handshake_timeout=5))
-    )
+    opening = gevent.spawn(lambda: Client.from_stream(theirs, "ws://example.com:81/target?x"))
     buffer = bytearray(65536)
     head = bytes(buffer[: ours.recv_into(buffer)])
     assert head.startswith(b"GET /target?x HTTP/1.1\r\nHost: example.com:81\r\n")
     ours.send_all(switching(head) + b"\x81\x02hi")
-    conn = failing.get(timeout=5)
+    conn = opening.get(timeout=5)
     assert conn.receive(timeout=5) == "hi"
     conn.abort()
     ours.close()

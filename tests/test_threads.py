@@ -131,7 +131,7 @@ def test_errors_are_raised_in_the_thread() -> None:
     with paired(Recorder(), ServerOptions(write_max_payload_size=100), client_handler=Recorder()) as pair:
         for write, error in (
             (lambda: pair.server.send(b"x" * 101), MessageTooLarge),
-            (lambda: pair.server.write_text(b"\xff"), UnicodeDecodeError),
+            (lambda: pair.server.write_message(Opcode.TEXT, b"\xff"), UnicodeDecodeError),
             (lambda: pair.server.write_ping(b"x" * 126), ValueError),
             (lambda: pair.server.write_close(1006), ValueError),
         ):

@@ -11,6 +11,7 @@ from gevent.server import StreamServer
 
 from gws_gevent import (
     Client,
+    ClientOptions,
     Close,
     GwsError,
     HandshakeError,
@@ -55,8 +56,6 @@ def test_a_refused_request_is_an_error_and_the_peer_is_told() -> None:
     ours, theirs = memory_pair()
     refusing = Upgrader(Recorder(), ServerOptions(origins=["https://here.example"]))
     upgrading = gevent.spawn(lambda: refusing.upgrade_stream(ours))
-    from gws_gevent import ClientOptions
-
     with pytest.raises(HandshakeRefused) as refused:
         Client.from_stream(theirs, options=ClientOptions(headers={"Origin": "https://elsewhere.example"}))
     assert refused.value.status == 403
@@ -116,10 +115,10 @@ def test_an_upgraded_connection_may_be_closed_before_its_read_loop() -> None:
     client = Client.from_stream(theirs)
     conn = upgrading.get(timeout=5)
     conn.write_close(4000)
-    assert list(client) == []
-    assert client.close_info is not None
-    assert client.close_info.received == Close(4000, "")
+    reading = gevent.spawn(list, client)
     conn.read_loop()
+    assert reading.get(timeout=5) == []
+    assert handler.infos[0].sent == Close(4000, "")
     assert handler.infos[0].clean
 
 
