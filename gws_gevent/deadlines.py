@@ -81,6 +81,11 @@ class Deadlines(Outgoing):
 
     # What the other halves tell
 
+    def allow(self, seconds: float | None) -> None:
+        """Give the opening handshake so many seconds from now; None: as long as it takes."""
+        self._close_by = _from_now(seconds)
+        self._look_at(self._close_by)
+
     def _start_clocks(self) -> None:
         """The opening handshake is done."""
         self._close_by = 0.0

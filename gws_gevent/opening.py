@@ -108,15 +108,18 @@ class ServerService(Service):
             request = parse_request(reader.head)
             if self.stopping or self._is_full():
                 raise Refusal(503)
+            # The peer has done its part in time. How long the program takes to decide is the program's affair.
+            conn.allow(None)
             remote = client_address(request.headers, peer, self._trusted) if self._trusted else peer
             handler = self._route(request)
             if isinstance(handler, Response):
-                self._say(conn.stream, http_response(handler, method=request.method))
+                self._say(conn, http_response(handler, method=request.method))
                 return None
             if not wants_websocket(request):
                 raise upgrade_required()
             acceptance = judge_upgrade(request, self.options)
             self._authorize(conn, request)
+            conn.allow(self.options.write_timeout)
             conn.stream.send_all(accept_response(acceptance, self.options.response_headers))
         except HandshakeError as error:
             refusal = error if isinstance(error, Refusal) else Refusal(400)
@@ -212,12 +215,15 @@ class ServerService(Service):
         except ValueError as error:
             self.log(logging.ERROR, conn, "a refusal that cannot be sent", error=error)
             answer = refusal_response(Refusal(500), head_only)
-        self._say(conn.stream, answer)
+        self._say(conn, answer)
 
-    def _say(self, stream: Stream, answer: bytes) -> None:
+    def _say(self, conn: Connection, answer: bytes) -> None:
         """Answer with HTTP, then read on for a while: closing with unread input would reset the connection and lose the answer."""
+        stream = conn.stream
+        conn.allow(self.options.write_timeout)
         stream.send_all(answer)
         stream.shutdown_write()
+        conn.allow(self.options.handshake_timeout)
         left = LINGER_BYTES
         while left > 0:
             count = stream.recv_into(self.runtime.buffer)

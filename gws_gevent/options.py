@@ -109,7 +109,7 @@ class ConnectionOptions(_Checked):
     parallel: int = _count(0)
     """Messages of one connection handled at once. 0 keeps order in the connection's own greenlet."""
     handshake_timeout: float = _seconds(5.0)
-    """Seconds for the whole opening handshake, TLS and the request head (server) or the response (client) included."""
+    """Server: seconds from accept to the end of the request head, TLS included. Client: for the whole opening handshake."""
     close_timeout: float = _seconds(5.0)
     """Seconds to wait for the peer's close frame before the transport is aborted."""
     ping_interval: float | None = _seconds(30.0, optional=True)

@@ -345,6 +345,42 @@ def test_a_client_that_does_not_close_after_its_refusal_is_dropped_at_handshake_
         still_echoes(port)
 
 
+@pytest.mark.slow
+def test_the_program_may_take_longer_than_handshake_timeout_to_decide() -> None:
+    def ponder(found: Request, session: Any) -> bool:
+        gevent.sleep(0.7)
+        return found.path != "/no"
+
+    with running(authorize=ponder, handshake_timeout=0.3) as (_, port):
+        with open_client(port) as client:
+            client.echo()
+            gevent.sleep(0.5)
+            client.echo()
+        assert ask(port, request("/no")).status == 401
+
+
+PAGE = b"x" * 3_000_000
+
+
+@pytest.mark.slow
+def test_a_large_page_may_take_longer_than_handshake_timeout() -> None:
+    with running(on_request=lambda found: Response(200, PAGE), handshake_timeout=0.3) as (_, port):
+        with RawClient(port, receive_buffer=4096) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            gevent.sleep(0.7)
+            assert client.read_answer().body == PAGE
+            client.read_end()
+
+
+@pytest.mark.slow
+def test_a_peer_that_never_reads_a_large_page_is_dropped_at_write_timeout() -> None:
+    with running(on_request=lambda found: Response(200, PAGE), write_timeout=0.4) as (server, port):
+        with RawClient(port, receive_buffer=4096) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            server_side(server, client)
+            wait_until(lambda: not server.connections, 3.0)
+
+
 # Full, stopping
 
 
