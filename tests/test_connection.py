@@ -29,6 +29,7 @@ from gws_gevent import (
     Upgrader,
     connect,
 )
+from gws_gevent.frames import frame_header
 from gws_gevent.protocol import State
 from gws_gevent.transports.memory import memory_pair
 from tests.pairs import EchoHandler, Pair, Recorder, failing_with, paired, serving, url_of
@@ -396,6 +397,44 @@ def test_abort_while_the_handler_works_wakes_nobody_in_user_code() -> None:
         go_on.set()
         handler.wait_closed()
     assert results == [True]
+
+
+def test_nothing_is_delivered_after_an_abort() -> None:
+    class Aborting(Recorder):
+        def on_message(self, conn: Any, message: Message) -> None:
+            super().on_message(conn, message)
+            conn.abort()
+
+    handler = Aborting()
+    with paired(handler) as pair:
+        frames = (frame_header(0x81, 1, bytes(4)) + b"%d" % number for number in range(3))
+        pair.client.stream.send_all(b"".join(frames))  # all in one read
+        handler.wait_closed()
+    assert handler.messages == ["0"]
+
+
+def test_a_timeout_that_escapes_on_close_reaches_the_hub_and_leaves_nothing(hub_errors: list[BaseException]) -> None:
+    error = gevent.Timeout(3)
+    handler = failing_with(error, "on_close")
+    with serving(handler) as server:
+        connect(url_of(server)).close()
+        wait_until(lambda: hub_errors)
+        wait_until(lambda: not server.connections)
+    assert hub_errors == [error]
+    assert len(handler.infos) == 1
+
+
+def test_a_kill_during_the_closing_handshake() -> None:
+    handler = Recorder()
+    # The client does not read, so the server waits for its close frame.
+    with paired(handler) as pair:
+        handler.open.get(timeout=5)
+        pair.server.write_close(4000)
+        gevent.sleep(0)
+        pair.server.kill()
+        info = handler.wait_closed()
+    assert (info.sent, info.received, info.clean) == (Close(4000, ""), None, False)
+    assert len(handler.infos) == 1
 
 
 def test_abort_from_the_hub() -> None:

@@ -417,6 +417,22 @@ def test_stop_kills_a_handler_that_blocks_for_ever() -> None:
         client.wait_closed()
 
 
+@pytest.mark.slow
+def test_stop_kills_an_on_close_that_blocks_for_ever() -> None:
+    class Stuck(Recorder):
+        def on_close(self, conn: Any, info: Any) -> None:
+            super().on_close(conn, info)
+            Event().wait()
+
+    handler = Stuck()
+    with serving(handler) as server:
+        connect(url_of(server)).close()
+        handler.wait_closed()
+        server.stop(timeout=0.05)
+        assert not server.connections
+    assert len(handler.infos) == 1
+
+
 def test_stop_answers_503_where_no_request_has_come() -> None:
     with serving(EchoHandler()) as server, socket.create_connection(_address(server)) as raw:
         wait_until(lambda: server.connections)
