@@ -305,12 +305,15 @@ class Outgoing(Timed):
 
     def _queue(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> bool:
         """Append without blocking, or as `slow_consumer` says."""
-        self._check_open()
-        writer = self._open_writer()
-        unsent = writer.size + (self._streamed.size_behind() if self._streamed is not None else 0)
-        too_much = unsent and unsent + len(payload) > self._service.options.write_queue_size
-        if too_much and not self._make_room(writer, len(payload), callback):
-            return False
+        while True:
+            # Whoever waited starts anew: the queue may be another by then, or full again.
+            self._check_open()
+            writer = self._open_writer()
+            unsent = writer.size + (self._streamed.size_behind() if self._streamed is not None else 0)
+            if not unsent or unsent + len(payload) <= self._service.options.write_queue_size:
+                break
+            if not self._make_room(writer, len(payload), callback):
+                return False
         if self._streamed is not None:
             self._streamed.behind.append((opcode, bytes(payload), callback))
             return True
@@ -330,11 +333,14 @@ class Outgoing(Timed):
             self._runtime.flush_later(self._flush_deferred)
 
     def _make_room(self, writer: Writer, size: int, callback: Callback | None) -> bool:
-        policy = self._service.options.slow_consumer
+        """Wait for room, or refuse the message (False), as `slow_consumer` says."""
+        policy, here, streamed = self._service.options.slow_consumer, getcurrent(), self._streamed
         full = WriteQueueFull(f"{writer.size} bytes are unsent")
-        if policy == "block" and getcurrent() is not self._runtime.hub:
-            writer.wait_below(max(self._service.options.write_queue_size - size, 0))
-            self._check_open()
+        if policy == "block" and here is not self._runtime.hub and (streamed is None or streamed.greenlet is not here):
+            if streamed is not None:
+                streamed.done.wait()
+            else:
+                writer.wait_below(max(self._service.options.write_queue_size - size, 0))
             return True
         if policy == "close":
             self.give_up(CloseCode.POLICY_VIOLATION, "too slow")
@@ -367,12 +373,17 @@ class Outgoing(Timed):
             return
 
     def _queue_behind(self, streamed: StreamedMessage) -> None:
+        """Queue what came while the fragments went out; its bytes were counted then."""
         for opcode, payload, callback in streamed.behind:
-            try:
-                self._queue(opcode, payload, callback)
-            except (ConnectionClosed, WriteQueueFull) as error:
+            writer = self._open_writer()
+            if self._is_open():
+                self._append(writer, opcode, payload, True)
                 if callback is not None:
-                    self._open_writer().run_in_greenlet(callback, error)
+                    writer.append_mark(callback)
+                writer.flush()
+            elif callback is not None:
+                writer.run_in_greenlet(callback, ConnectionClosed(self._info_so_far()))
+            self._release(writer)
         streamed.done.set()
 
     def _wait_for_streamed(self) -> None:

@@ -310,6 +310,7 @@ def test_a_handler_that_blocks_stops_reading_and_the_peers_writer_waits() -> Non
         wait_until(lambda: len(handler.messages) == 21)
 
 
+@pytest.mark.slow
 def test_a_busy_connection_does_not_starve_the_others() -> None:
     with serving(EchoHandler(), ServerOptions()) as server, connect(url_of(server)) as busy, connect(url_of(server)) as other:
         flood = b"".join(text_frame(b"x" * 100) for _ in range(200))

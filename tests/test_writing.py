@@ -609,6 +609,54 @@ def test_slow_consumer_block() -> None:
     assert told == [None] * 20
 
 
+def test_writers_that_waited_for_an_empty_queue_share_one_queue_again() -> None:
+    options = ServerOptions(slow_consumer="block", write_queue_size=1000)
+    sizes = [900, 5000, 5001, 5002, 5003]
+    with paired(Recorder(), options, capacity=100) as pair:
+        writers = [gevent.spawn(pair.server.write_async, BINARY, bytes([at]) * size) for at, size in enumerate(sizes)]
+        received = [pair.client.receive(timeout=5) for _ in sizes]
+        gevent.joinall(writers, timeout=5, raise_error=True)
+    assert sorted(received) == [bytes([at]) * size for at, size in enumerate(sizes)]
+
+
+def test_a_writer_that_waited_for_an_empty_queue_writes_in_line_with_those_after_it() -> None:
+    options = ServerOptions(slow_consumer="block", write_queue_size=1000)
+    with paired(Recorder(), options, capacity=100) as pair:
+        pair.server.write_async(BINARY, b"1" * 900)
+        waiting = gevent.spawn(pair.server.write_async, BINARY, b"2" * 50_000)
+        gevent.sleep(0)
+        assert pair.client.receive(timeout=5) == b"1" * 900
+        wait_until(lambda: waiting.dead)
+        behind = gevent.spawn(pair.server.send, "3")
+        assert [pair.client.receive(timeout=5) for _ in range(2)] == [b"2" * 50_000, "3"]
+        behind.get(timeout=5)
+
+
+def test_slow_consumer_block_behind_a_message_in_fragments() -> None:
+    half, go_on = Event(), Event()
+
+    def pieces() -> Iterator[str]:
+        yield "one "
+        yield "two "
+        assert pair_server.write_async(TEXT, "x" * 800)
+        with pytest.raises(WriteQueueFull):
+            pair_server.write_async(TEXT, "its own writer cannot wait" * 10)
+        half.set()
+        go_on.wait(5)
+        yield "three"
+
+    with paired(Recorder(), ServerOptions(slow_consumer="block", write_queue_size=1000)) as pair:
+        pair_server = pair.server
+        streaming = gevent.spawn(pair.server.write_stream, TEXT, pieces())
+        half.wait(5)
+        waiting = gevent.spawn(pair.server.write_async, TEXT, "y" * 800)
+        gevent.sleep(0)
+        assert not waiting.dead
+        go_on.set()
+        assert [pair.client.receive(timeout=5) for _ in range(3)] == ["one two three", "x" * 800, "y" * 800]
+        gevent.joinall([streaming, waiting], timeout=5, raise_error=True)
+
+
 def test_one_message_larger_than_the_queue_is_taken_by_an_empty_one() -> None:
     with paired(Recorder(), ServerOptions(write_queue_size=1000), capacity=100) as pair:
         assert pair.server.write_async(BINARY, b"x" * 50_000)
