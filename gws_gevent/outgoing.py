@@ -85,7 +85,7 @@ class Outgoing(Timed):
         if get_ident() != self._runtime.thread:
             self._queue_from_thread(opcode, payload, None)
             return
-        if self._streamed is not None:
+        while self._streamed is not None:
             self._wait_for_streamed()
         self._write_frame(opcode, payload, True)
 
@@ -145,7 +145,7 @@ class Outgoing(Timed):
         if get_ident() != self._runtime.thread:
             self._queue_from_thread(frame.opcode, frame.payload, None)
             return
-        if self._streamed is not None:
+        while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
         writer = self._open_writer()

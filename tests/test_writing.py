@@ -407,6 +407,32 @@ def test_a_message_inside_of_ones_own_stream_is_an_error() -> None:
             assert pair.client.receive(timeout=5) == "usable"
 
 
+@pytest.mark.parametrize("how", ["send str", "write_prepared text"])
+def test_a_message_waits_for_each_stream_that_comes_before_it(how: str) -> None:
+    write, expected = WRITES[how]
+    begun, go_on = [Event(), Event()], [Event(), Event()]
+
+    def pieces(number: int) -> Iterator[str]:
+        yield f"{number} "
+        yield "and "
+        begun[number].set()
+        go_on[number].wait(5)
+        yield "more"
+
+    with paired(Recorder()) as pair:
+        streams = [gevent.spawn(pair.server.write_stream, TEXT, pieces(number)) for number in range(2)]
+        begun[0].wait(5)
+        waiting = gevent.spawn(write, pair.server)
+        gevent.sleep(0)
+        go_on[0].set()
+        begun[1].wait(5)
+        gevent.sleep(0)
+        assert not waiting.dead
+        go_on[1].set()
+        assert [pair.client.receive(timeout=5) for _ in range(3)] == ["0 and more", "1 and more", expected]
+        gevent.joinall([*streams, waiting], timeout=5, raise_error=True)
+
+
 def test_writers_that_wait_for_a_stream_learn_of_the_end() -> None:
     half = Event()
 
