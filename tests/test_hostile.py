@@ -376,10 +376,14 @@ def test_a_handler_that_blocks_longer_than_ping_timeout_loses_no_healthy_peer() 
 
     with running(Blocking(), ping_interval=0.2, ping_timeout=0.2, read_timeout=0.5, message_timeout=0.3) as (_, port):
         with open_client(port) as client:
-            client.send(frame(1, b"hello"))
+            client.send(frame(1, b"hello"), frame(1, b"good", fin=False))
             while (found := client.read_frame()).opcode == 9:
                 client.send(frame(10, found.payload))
             assert found == Frame(1, b"hello")
+            client.send(frame(0, b"bye"))
+            while (found := client.read_frame()).opcode == 9:
+                client.send(frame(10, found.payload))
+            assert found == Frame(1, b"goodbye")
 
 
 # Resets in every state

@@ -165,6 +165,18 @@ def test_a_tls_client_hello_on_a_plain_port_is_answered_400_on_its_first_bytes()
         still_echoes(port)
 
 
+def test_a_refusal_is_not_lost_to_a_reset_because_the_client_goes_on_sending() -> None:
+    with running() as (_, port):
+        with RawClient(port) as client:
+            client.send(request("/", "Content-Length: 200000", method="POST"))
+            assert client.read_answer().status == 405
+            for _ in range(2):
+                client.send(bytes(100_000))
+                gevent.idle()
+            client.read_end()
+        still_echoes(port)
+
+
 def test_a_head_that_breaks_off_is_answered_400() -> None:
     with running() as (_, port):
         with RawClient(port) as client:
