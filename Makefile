@@ -8,7 +8,7 @@ PYTHON = python3
 VENV = .venv
 ARGS =
 RUN = $(VENV)/bin/python
-PIP_INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e
+PIP_INSTALL = PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e
 
 SOURCES = pyproject.toml gws_gevent/*.py gws_gevent/_compiled/*.p[xy]*
 
@@ -28,7 +28,7 @@ bench: $(VENV)/.installed-bench
 	$(RUN) -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build benchmarks/.build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f gws_gevent/*.c gws_gevent/_compiled/*.c gws_gevent/_compiled/*.so transports/*.c transports/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

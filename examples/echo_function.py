@@ -2,7 +2,7 @@
 
     python examples/echo_function.py [HOST:PORT]
 
-It serves on 127.0.0.1:3001 unless told otherwise, until interrupted.
+It serves on 127.0.0.1:3001 unless told otherwise, until Ctrl-C.
 """
 
 import sys
@@ -16,7 +16,4 @@ def echo(conn: Connection) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        serve(echo, *(sys.argv[1:] or ["127.0.0.1:3001"]))
-    except KeyboardInterrupt:
-        pass  # the server has told its clients and closed
+    serve(echo, *(sys.argv[1:] or ["127.0.0.1:3001"]))

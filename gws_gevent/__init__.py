@@ -21,7 +21,7 @@ from gws_gevent.exceptions import (
     TransportError,
     WriteQueueFull,
 )
-from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode
+from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Headers, Request, Response
 from gws_gevent.options import ClientOptions, ServerOptions
@@ -56,6 +56,7 @@ __all__ = [
     "Server",
     "ServerOptions",
     "SessionStorage",
+    "State",
     "StreamClosed",
     "TransportError",
     "Upgrader",

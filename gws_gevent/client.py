@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import gevent
 from greenlet import greenlet
 
-from gws_gevent._accel import build_of
 from gws_gevent.connection import Connection
 from gws_gevent.exceptions import HandshakeError, HandshakeRefused
+from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.handshake import judge_response, make_key, parse_response, request_head
 from gws_gevent.http_head import ResponseHead, ResponseHeadReader
@@ -23,11 +22,6 @@ from gws_gevent.service import Service
 from gws_gevent.transports.base import DialSettings, Endpoint, Stream
 from gws_gevent.transports.registry import dialer
 from gws_gevent.urls import WebSocketUrl, parse_url
-
-if TYPE_CHECKING:
-    from gws_gevent.protocol import Side
-else:
-    Side = build_of("protocol").Side
 
 __all__ = ["Client", "connect"]
 

@@ -23,19 +23,18 @@ from greenlet import GreenletExit, getcurrent
 from gws_gevent._accel import build_of
 from gws_gevent.deadlines import Deadlines
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
-from gws_gevent.frames import CloseCode, CloseInfo, Opcode
+from gws_gevent.frames import CloseCode, CloseInfo, Opcode, Side, State, Step
 
 if TYPE_CHECKING:
     from gws_gevent.handler import EventHandler
     from gws_gevent.http_head import Request
     from gws_gevent.messages import Message
-    from gws_gevent.protocol import Side, State, Step, next_state
+    from gws_gevent.protocol import next_state
     from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
     from gws_gevent.writer import Writer
 else:
-    _protocol = build_of("protocol")
-    Side, State, Step, next_state = _protocol.Side, _protocol.State, _protocol.Step, _protocol.next_state
+    next_state = build_of("protocol").next_state
 
 __all__ = ["Connection"]
 
@@ -327,7 +326,7 @@ class Connection(Deadlines):
         after = monotonic()
         if after - before > WAITED:
             self._turn_began = after
-        self._heard = self._runtime.wheel.now
+        self._heard = after
         return count
 
     def _give_way(self) -> None:
@@ -419,7 +418,7 @@ class Connection(Deadlines):
         self._closed.wait()
 
     def abort(self) -> None:
-        """Drop the transport at once, with no goodbye. Idempotent, never blocks; may be called from any greenlet or the hub."""
+        """Drop the transport and all unsent output at once, with no goodbye. Idempotent, never blocks, also in the hub."""
         self._end(abort=True)
 
     def kill(self) -> None:

@@ -13,19 +13,15 @@ from struct import pack
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gws_gevent._accel import build_of
 from gws_gevent.exceptions import TransportError
-from gws_gevent.frames import Opcode
+from gws_gevent.frames import Opcode, State
 from gws_gevent.outgoing import Outgoing
 from gws_gevent.timers import TICK
 
 if TYPE_CHECKING:
-    from gws_gevent.protocol import State
     from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
     from gws_gevent.writer import Writer
-else:
-    State = build_of("protocol").State
 
 __all__ = ["Deadlines"]
 
@@ -65,7 +61,7 @@ class Deadlines(Outgoing):
         self._look_at(self._close_by)
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Abort the connection so many seconds from now, whatever it does. None takes the deadline back."""
+        """Abort the connection if it is reading, or has unsent output, so many seconds from now. None takes the deadline back."""
         self.set_read_deadline(seconds)
         self.set_write_deadline(seconds)
 
@@ -142,6 +138,8 @@ class Deadlines(Outgoing):
             self._heard = now
             if self._message_since:
                 self._message_since = now
+        if self._writer is not None and self._runtime.wheel.held_up:
+            self._writer.progress = now
         overdue = self._overdue(now)
         if overdue is not None:
             self._error = self._error or TransportError(overdue)
@@ -199,6 +197,7 @@ class Deadlines(Outgoing):
             self._ping_at = now + min(interval, 1.0)
             return
         if not self._runtime.may_ping(now):
+            self._ping_at = now + min(interval, 1.0) * random()
             return
         self._ping_at = now + interval * (JITTER + (1 - JITTER) * random())
         if self._ping_sent <= self._heard:

@@ -1,4 +1,4 @@
-"""The vocabulary of RFC 6455: opcodes, close codes, frame headers.
+"""The vocabulary of RFC 6455: opcodes, close codes, the states of a connection, frame headers.
 
 Belongs here: constants and pure functions on them. Does not belong here: state, buffers, parsing of a byte stream.
 """
@@ -10,7 +10,7 @@ from enum import IntEnum
 from struct import pack
 from typing import NamedTuple
 
-__all__ = ["Close", "CloseCode", "CloseInfo", "Opcode"]
+__all__ = ["Close", "CloseCode", "CloseInfo", "Opcode", "State"]
 
 
 class Opcode(IntEnum):
@@ -42,6 +42,31 @@ class CloseCode(IntEnum):
     TRY_AGAIN_LATER = 1013
     BAD_GATEWAY = 1014
     TLS_HANDSHAKE = 1015
+
+
+class Side(IntEnum):
+    """Which end of the connection this is."""
+
+    SERVER = 0
+    CLIENT = 1
+
+
+class State(IntEnum):
+    """State of a connection (RFC 6455 sections 4.1, 7.1)."""
+
+    CONNECTING = 0
+    OPEN = 1
+    CLOSING = 2
+    CLOSED = 3
+
+
+class Step(IntEnum):
+    """What moves a connection from one state to the next."""
+
+    ACCEPTED = 0
+    CLOSE_SENT = 1
+    CLOSE_RECEIVED = 2
+    STREAM_ENDED = 3
 
 
 #: Bytes of payload a control frame may carry (section 5.5).

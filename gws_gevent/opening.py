@@ -11,9 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
-from gws_gevent.frames import CloseCode
+from gws_gevent.frames import CloseCode, Side
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.handshake import (
     Response,
@@ -32,10 +31,7 @@ from gws_gevent.service import Service
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
     from gws_gevent.options import ServerOptions
-    from gws_gevent.protocol import Side
     from gws_gevent.transports.base import Stream
-else:
-    Side = build_of("protocol").Side
 
 __all__ = ["ServerService"]
 

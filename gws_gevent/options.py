@@ -113,11 +113,11 @@ class ConnectionOptions(_Checked):
     close_timeout: float = _seconds(5.0)
     """Seconds to wait for the peer's close frame before the transport is aborted."""
     ping_interval: float | None = _seconds(30.0, optional=True)
-    """Seconds without a frame from the peer before it is pinged. None: no keepalive."""
+    """Seconds between two keepalive pings, under traffic too (`latency`), less up to a quarter at random. None: no keepalive."""
     ping_timeout: float | None = _seconds(30.0, optional=True)
     """Seconds a ping may stay unanswered before the transport is aborted. None: for ever."""
     read_timeout: float | None = _seconds(None, optional=True)
-    """Seconds without any frame before the transport is aborted. None: for ever."""
+    """Seconds without a byte from the peer before the transport is aborted. None: for ever."""
     message_timeout: float | None = _seconds(60.0, optional=True)
     """Seconds from a message's first byte to its last. None: for ever."""
     write_timeout: float | None = _seconds(30.0, optional=True)
@@ -164,7 +164,7 @@ class ServerOptions(ConnectionOptions):
     require_subprotocol: bool = _flag(False)
     """Refuse with 400 a client that offers none of `subprotocols`."""
     origins: Sequence[str | re.Pattern[str]] | None = None
-    """Allowed Origin values, exact strings or patterns that match whole; others are refused with 403. None: any."""
+    """Allowed Origin values, exact strings or patterns that match whole; others, and no Origin, are refused with 403. None: any."""
     authorize: Callable[[Request, MutableMapping[Any, Any]], Any] | None = None
     """Called as authorize(request, session) after the header checks. False refuses with 401; a Refusal, returned or raised, as it
     says."""

@@ -15,7 +15,7 @@ from greenlet import getcurrent
 from gws_gevent._accel import build_of
 from gws_gevent.broadcast import PreparedMessage
 from gws_gevent.exceptions import ConnectionClosed, GwsError, MessageTooLarge, TransportError, WriteQueueFull
-from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, frame_header
+from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, Side, State, frame_header
 from gws_gevent.runtime import get_ident
 from gws_gevent.streamed import StreamedMessage
 from gws_gevent.timers import Timed
@@ -24,13 +24,13 @@ from gws_gevent.writer import FLUSH_SIZE, LARGE, Writer
 if TYPE_CHECKING:
     from gws_gevent.frames import CloseInfo
     from gws_gevent.messages import Message
-    from gws_gevent.protocol import Protocol, Side, State, close_payload
+    from gws_gevent.protocol import Protocol, close_payload
     from gws_gevent.runtime import Runtime
     from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
 else:
     _protocol = build_of("protocol")
-    Protocol, Side, State, close_payload = _protocol.Protocol, _protocol.Side, _protocol.State, _protocol.close_payload
+    Protocol, close_payload = _protocol.Protocol, _protocol.close_payload
 
 __all__ = ["Outgoing"]
 

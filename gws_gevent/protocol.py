@@ -8,11 +8,21 @@ reading, writing, waiting, logging, calling handlers.
 from __future__ import annotations
 
 import os
-from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from gws_gevent.exceptions import GwsError, ProtocolError
-from gws_gevent.frames import MAX_CONTROL_PAYLOAD, MAX_FRAME_HEADER, Close, CloseCode, CloseInfo, Opcode, is_sendable_close_code
+from gws_gevent.frames import (
+    MAX_CONTROL_PAYLOAD,
+    MAX_FRAME_HEADER,
+    Close,
+    CloseCode,
+    CloseInfo,
+    Opcode,
+    Side,
+    State,
+    Step,
+    is_sendable_close_code,
+)
 
 from ._frame_parser import FrameParser
 from ._masking import append_frame, unmask, unmask_text
@@ -21,7 +31,7 @@ from .messages import Message, PartialMessage
 if TYPE_CHECKING:
     from gws_gevent.options import ConnectionOptions
 
-__all__ = ["Protocol", "ProtocolRules", "Side", "State", "close_payload"]
+__all__ = ["Protocol", "ProtocolRules", "close_payload"]
 
 #: Messages parsed before the first of them is handled. What a read holds beyond them is copied out and parsed later.
 MAX_BATCH: Final = 1024
@@ -32,31 +42,6 @@ LONGEST_HELD: Final = MAX_FRAME_HEADER + MAX_CONTROL_PAYLOAD
 OPCODES: Final = {int(opcode): opcode for opcode in Opcode}
 TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
-
-
-class Side(IntEnum):
-    """Which end of the connection this is."""
-
-    SERVER = 0
-    CLIENT = 1
-
-
-class State(IntEnum):
-    """State of a connection (RFC 6455 sections 4.1, 7.1)."""
-
-    CONNECTING = 0
-    OPEN = 1
-    CLOSING = 2
-    CLOSED = 3
-
-
-class Step(IntEnum):
-    """What moves a connection from one state to the next."""
-
-    ACCEPTED = 0
-    CLOSE_SENT = 1
-    CLOSE_RECEIVED = 2
-    STREAM_ENDED = 3
 
 
 NEXT_STATE: Final = {
@@ -172,13 +157,13 @@ class Protocol:
 
         Raises:
             ValueError: as `close_payload`; nothing was encoded.
+            GwsError: the stream has ended; nothing was encoded.
         """
         payload = close_payload(code, reason)
-        info = self._closing()
-        if info.sent is not None:
+        if self.info is not None and self.info.sent is not None:
             return
-        info.sent = Close(code, reason)
         self.state = next_state(self.state, Step.CLOSE_SENT)
+        self._closing().sent = Close(code, reason)
         self.append_frame(out, Opcode.CLOSE, payload, True)
 
     def answer_close(self, out: bytearray) -> None:

@@ -6,10 +6,13 @@ Belongs here: what a program that serves calls. Does not belong here: the openin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+import signal
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import gevent
 from gevent.event import Event
 
 from gws_gevent.connection import Connection
@@ -192,5 +195,23 @@ class Server:
 def serve(
     handler: EventHandler | Callable[[Connection], object], *endpoints: str | Endpoint, options: ServerOptions | None = None
 ) -> None:
-    """Serve a handler on endpoints until interrupted: `serve(echo, "127.0.0.1:3001")`."""
-    Server(handler, options).run(*endpoints)
+    """Serve a handler on endpoints until SIGINT or SIGTERM stops it: `serve(echo, "127.0.0.1:3001")`.
+
+    In a thread other than the main one no signal arrives: use `Server` there, and its `stop`.
+    """
+    server = Server(handler, options)
+    server.start(*endpoints)
+    with _on_signals(server.stop):
+        server.serve_forever()
+
+
+@contextmanager
+def _on_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` in a greenlet on SIGINT and SIGTERM, where they arrive: in the main thread."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if gevent.get_hub().main_hub else ()
+    watchers = [gevent.signal_handler(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for watcher in watchers:
+            watcher.cancel()

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from gws_gevent.connection import Connection
+    from gws_gevent.frames import Side
     from gws_gevent.handler import EventHandler
     from gws_gevent.options import ConnectionOptions
-    from gws_gevent.protocol import ProtocolRules, Side
+    from gws_gevent.protocol import ProtocolRules
 else:
     ProtocolRules = build_of("protocol").ProtocolRules
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gws_gevent.frames import Opcode, frame_header
+from gws_gevent.frames import Opcode, Side, frame_header
 from gws_gevent.options import ServerOptions
 from tests.test_accel import compiled
 
@@ -56,7 +56,7 @@ def core(build: str) -> ModuleType:
 
 def new_protocol(build: str, side: str = "SERVER", **options: Any) -> Any:
     module = core(build)
-    return module.Protocol(module.ProtocolRules(module.Side[side], ServerOptions(**options)))
+    return module.Protocol(module.ProtocolRules(Side[side], ServerOptions(**options)))
 
 
 def frame(side: str, first: int, payload: bytes = b"") -> bytes:

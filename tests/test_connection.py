@@ -29,8 +29,7 @@ from gws_gevent import (
     Upgrader,
     connect,
 )
-from gws_gevent.frames import frame_header
-from gws_gevent.protocol import State
+from gws_gevent.frames import State, frame_header
 from gws_gevent.transports.memory import memory_pair
 from tests.pairs import EchoHandler, Pair, Recorder, failing_with, paired, serving, url_of
 from tests.support import wait_until

@@ -198,6 +198,18 @@ def test_message_timeout_leaves_whole_messages_and_idle_connections_alone() -> N
             gevent.sleep(0.07)
 
 
+def test_the_clock_of_a_message_starts_with_it_although_the_wheel_stood_still() -> None:
+    # No keepalive and no other deadline: nothing turns the wheel while the connection is idle.
+    with paired(EchoHandler(), ServerOptions(message_timeout=0.4, ping_interval=None), client_options=QUIET) as pair:
+        pair.client.write_text("first")
+        assert pair.client.receive(timeout=5) == "first"
+        gevent.sleep(0.6)
+        pair.client.stream.send_all(b"\x01\x81" + bytes(4) + b"a")
+        gevent.sleep(0.2)
+        pair.client.stream.send_all(b"\x80\x81" + bytes(4) + b"b")
+        assert pair.client.receive(timeout=5) == "ab"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["a writer that waits", "asynchronous", "a ping", "a close frame"])
 def test_write_timeout(how: str) -> None:

@@ -19,8 +19,8 @@ EXPORTED = ("broadcast", "client", "connection", "exceptions", "frames", "handle
 EXPORTED_IN_PART = {"handshake": {"Headers", "Request", "Response"}}
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "cli", "deadlines", "extensions", "http_head", "integrations", "messages", "opening", "outgoing", "protocol", "proxy_headers", "runtime", "service",
-    "streamed", "timers", "transports", "urls", "writer",
+    "cli", "deadlines", "extensions", "http_head", "integrations", "messages", "opening", "outgoing", "protocol", "proxy_headers",
+    "runtime", "service", "streamed", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]

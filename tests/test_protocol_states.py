@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gws_gevent.exceptions import GwsError
-from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode
+from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State, Step
 from tests.core import BINARY, BUILDS, CLOSE, CONT, FIN, PING, SIDES, TEXT, core, feed, frame, header, new_protocol, outcome
 from tests.test_accel import compiled
 
@@ -30,7 +30,7 @@ def test_close_codes_that_may_be_sent(build: str, side: str, code: int, reason: 
     payload = code.to_bytes(2, "big") + reason.encode()
     assert outcome(protocol, frame(side, FIN | CLOSE, payload)) == ([(CLOSE, payload)], None)
     assert protocol.info == CloseInfo(received=Close(code, reason))
-    assert protocol.state == core(build).State.CLOSING
+    assert protocol.state == State.CLOSING
 
 
 @BUILDS
@@ -39,7 +39,7 @@ def test_close_codes_that_may_be_sent(build: str, side: str, code: int, reason: 
 def test_close_codes_that_may_not_be_sent(build: str, side: str, code: int) -> None:
     protocol = new_protocol(build, side)
     assert outcome(protocol, frame(side, FIN | CLOSE, code.to_bytes(2, "big"))) == ([], (1002, "bad close code"))
-    assert protocol.state == core(build).State.OPEN
+    assert protocol.state == State.OPEN
 
 
 @BUILDS
@@ -193,7 +193,16 @@ def test_close_frames_that_may_not_be_sent(build: str, code: Any, reason: str, p
     protocol, out = new_protocol(build), bytearray()
     with pytest.raises(ValueError, match=problem):
         protocol.begin_close(out, code, reason)
-    assert (out, protocol.info, protocol.state) == (b"", None, core(build).State.OPEN)
+    assert (out, protocol.info, protocol.state) == (b"", None, State.OPEN)
+
+
+@BUILDS
+def test_no_close_frame_after_the_end_and_none_that_is_said_to_be_sent(build: str) -> None:
+    protocol, out = new_protocol(build), bytearray()
+    info = protocol.stream_ended(None)
+    with pytest.raises(GwsError, match="CLOSE_SENT is not possible while CLOSED"):
+        protocol.begin_close(out, 1000, "")
+    assert (out, info.sent) == (b"", None)
 
 
 # States
@@ -202,18 +211,17 @@ def test_close_frames_that_may_not_be_sent(build: str, code: Any, reason: str, p
 @BUILDS
 def test_every_step_in_every_state_is_in_the_table_or_an_error(build: str) -> None:
     module = core(build)
-    state, step = module.State, module.Step
     allowed = {
-        (state.CONNECTING, step.ACCEPTED): state.OPEN,
-        (state.CONNECTING, step.STREAM_ENDED): state.CLOSED,
-        (state.OPEN, step.CLOSE_SENT): state.CLOSING,
-        (state.OPEN, step.CLOSE_RECEIVED): state.CLOSING,
-        (state.OPEN, step.STREAM_ENDED): state.CLOSED,
-        (state.CLOSING, step.CLOSE_SENT): state.CLOSING,
-        (state.CLOSING, step.CLOSE_RECEIVED): state.CLOSING,
-        (state.CLOSING, step.STREAM_ENDED): state.CLOSED,
+        (State.CONNECTING, Step.ACCEPTED): State.OPEN,
+        (State.CONNECTING, Step.STREAM_ENDED): State.CLOSED,
+        (State.OPEN, Step.CLOSE_SENT): State.CLOSING,
+        (State.OPEN, Step.CLOSE_RECEIVED): State.CLOSING,
+        (State.OPEN, Step.STREAM_ENDED): State.CLOSED,
+        (State.CLOSING, Step.CLOSE_SENT): State.CLOSING,
+        (State.CLOSING, Step.CLOSE_RECEIVED): State.CLOSING,
+        (State.CLOSING, Step.STREAM_ENDED): State.CLOSED,
     }
-    for pair in product(state, step):
+    for pair in product(State, Step):
         if pair in allowed:
             assert module.next_state(*pair) is allowed[pair]
         else:
@@ -262,7 +270,7 @@ def test_lives(
     sent: Close | None,
     clean: bool,
 ) -> None:
-    protocol, out, module = new_protocol(build, side), bytearray(), core(build)
+    protocol, out = new_protocol(build, side), bytearray()
     for step in steps:
         if step == OUR_CLOSE:
             protocol.begin_close(out, 3000, "ours")
@@ -272,10 +280,10 @@ def test_lives(
             protocol.answer_close(out)
         else:
             feed(protocol, b"\xff\xff")
-    assert protocol.state is module.State[state]
+    assert protocol.state is State[state]
     assert close_frames(build, side, out) == ([] if sent is None else [sent])
     info = protocol.stream_ended(error)
-    assert protocol.state is module.State.CLOSED
+    assert protocol.state is State.CLOSED
     assert (info.received, info.sent, info.clean) == (received, sent, clean)
     assert info.error is (protocol.failure if BAD_FRAME in steps else None if clean else error)
     assert (info.code, info.reason) == (received or (1006, ""))
