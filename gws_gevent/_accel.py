@@ -18,7 +18,7 @@ from typing import Final
 __all__ = ["ACCELERATED", "build_of"]
 
 #: The modules that are built twice. All or none of them are used compiled.
-BUILT_TWICE: Final = ("_masking", "_frame_parser", "messages", "protocol")
+BUILT_TWICE: Final = ("_masking", "_frame_parser", "messages", "protocol", "_fdio")
 
 
 def _compiled_is_usable() -> bool:

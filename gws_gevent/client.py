@@ -152,4 +152,3 @@ class Client(Service):
     def _read(self, stream: Stream) -> bytes:
         count = stream.recv_into(self.runtime.buffer)
         return bytes(memoryview(self.runtime.buffer)[:count])
-

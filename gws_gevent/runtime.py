@@ -37,9 +37,23 @@ class Runtime:
         buffer: the receive buffer. Valid until the next switch: whoever fills it empties it before anything can switch.
         scratch: the same for a transport's raw bytes.
         wheel: all deadlines.
+        poller: what descriptors are waited for with, where the compiled build is in use; made by the first stream.
     """
 
-    __slots__ = ("_dirty", "_flush_scheduled", "_lock", "_pings", "_reserved", "buffer", "hub", "pid", "scratch", "thread", "wheel")
+    __slots__ = (
+        "_dirty",
+        "_flush_scheduled",
+        "_lock",
+        "_pings",
+        "_reserved",
+        "buffer",
+        "hub",
+        "pid",
+        "poller",
+        "scratch",
+        "thread",
+        "wheel",
+    )
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
@@ -48,6 +62,7 @@ class Runtime:
         self.buffer = bytearray(RECEIVE_SIZE)
         self.scratch = bytearray(SCRATCH_SIZE)
         self.wheel = Wheel(hub.loop)
+        self.poller: Any = None
         self._dirty: deque[Callable[[], object]] = deque()
         self._flush_scheduled = False
         self._pings = (0.0, 0)

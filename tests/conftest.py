@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 from collections.abc import Generator, Iterator
 
@@ -15,6 +16,7 @@ import greenlet
 import pytest
 
 from gws_gevent import runtime
+from gws_gevent.transports.tcp import SocketStream
 
 #: Seconds a test may take, by its marks.
 TIME_LIMITS = {"soak": 1800.0, "slow": 240.0, "peer": 240.0}
@@ -37,6 +39,8 @@ def pytest_collection_finish() -> None:
 def _make_what_lasts() -> None:
     """Make what lasts as long as the hub, so that it is not the first test to use it that seems to leak."""
     runtime.current()
+    for sock in socket.socketpair():
+        SocketStream.adopt(sock).close()  # the first one makes the hub's poller
     hub = gevent.get_hub()
     hub.threadpool.apply(int)
     with hub.loop.async_() as watcher:

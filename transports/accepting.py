@@ -14,15 +14,21 @@ import logging
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent.socket
 from gevent.hub import get_hub
 from gevent.server import StreamServer
 from greenlet import greenlet
 
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.base import Endpoint, Listener, ListenSettings, Stream, as_transport_error
+
+if TYPE_CHECKING:
+    from gws_gevent._fdio import SocketStream, accept
+else:
+    accept = build_of("_fdio").accept
 
 __all__ = ["SocketListener", "resolve"]
 
@@ -81,8 +87,8 @@ class SocketListener(StreamServer, Listener):  # type: ignore[misc]
         self.backlog = self.settings.backlog if backlog is None else backlog
 
     @abstractmethod
-    def make_stream(self, sock: _socket.socket) -> Stream:
-        """Wrap an accepted, non-blocking socket."""
+    def make_stream(self, accepted: SocketStream) -> Stream:
+        """Return the stream that is served: an accepted one, or something on top of it."""
 
     def set_listener(self, listener: Any) -> None:
         if hasattr(listener, "accept"):
@@ -183,17 +189,13 @@ class SocketListener(StreamServer, Listener):  # type: ignore[misc]
 
     def do_read(self) -> Stream | None:
         """Accept one stream; None if nobody is waiting."""
-        listening = self.socket
-        try:
-            descriptor, _ = listening._accept()
-        except BlockingIOError:
+        accepted = accept(self.socket)
+        if accepted is None:
             return None
-        sock = _socket.socket(listening.family, listening.type, listening.proto, fileno=descriptor)
         try:
-            sock.setblocking(False)
-            return self.make_stream(sock)
+            return self.make_stream(accepted)
         except BaseException:
-            sock.close()
+            accepted.close()
             raise
 
     def do_handle(self, stream: Stream) -> None:

@@ -22,6 +22,8 @@ __all__ = [
     "ListenSettings",
     "Listener",
     "NonBlockingStream",
+    "PollableStream",
+    "ReadableWaiter",
     "Stream",
     "TlsFiles",
     "Transport",
@@ -122,6 +124,34 @@ class NonBlockingStream(Stream):
         """Call `callback()` once, in the hub, where `wait_writable` would return.
 
         There is one such callback at a time: another call replaces it. It is forgotten when the stream is closed.
+        """
+
+
+class ReadableWaiter(Protocol):
+    """What `call_when_readable` takes: an object, so that no bound method has to live as long as the wait."""
+
+    def on_readable(self) -> None:
+        """In the hub: there is something to receive. It may not block or raise."""
+
+
+class PollableStream(NonBlockingStream):
+    """A stream that can also read without waiting, so that whoever waits does it where it costs least."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def try_recv_into(self, buffer: bytearray | memoryview) -> int:
+        """Like `recv_into` without waiting: -1 means that `wait_readable` comes first."""
+
+    @abstractmethod
+    def wait_readable(self) -> None:
+        """Wait until `try_recv_into` has something to say. It may return early."""
+
+    @abstractmethod
+    def call_when_readable(self, waiter: ReadableWaiter | None) -> None:
+        """Call `waiter.on_readable()` once, in the hub, where `wait_readable` would return, while no greenlet waits.
+
+        None takes it back. It is forgotten when the stream is closed.
         """
 
 

@@ -10,7 +10,6 @@ which they were made, whoever made them. What the carrier does not take at once 
 
 from __future__ import annotations
 
-import _socket
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +29,8 @@ from gws_gevent.transports.base import (
     Endpoint,
     Listener,
     ListenSettings,
-    NonBlockingStream,
+    PollableStream,
+    ReadableWaiter,
     Stream,
     TlsFiles,
     refuse_unknown_params,
@@ -59,7 +59,7 @@ _PLAIN_HTTP_ANSWER = (
 )
 
 
-class TlsStream(NonBlockingStream):
+class TlsStream(PollableStream):
     """TLS on top of a SocketStream, which it owns."""
 
     __slots__ = (
@@ -108,7 +108,7 @@ class TlsStream(NonBlockingStream):
 
     def _fetch_for_handshake(self) -> None:
         scratch = current().scratch
-        while (received := self._carrier.try_recv_into(scratch)) is None:
+        while (received := self._carrier.try_recv_into(scratch)) < 0:
             self._carrier.wait_readable()
             if self._closed:
                 raise StreamClosed("TLS handshake: the stream was closed")
@@ -131,12 +131,17 @@ class TlsStream(NonBlockingStream):
     def recv_into(self, buffer: bytearray | memoryview) -> int:
         while True:
             received = self.try_recv_into(buffer)
-            if received is not None:
+            if received >= 0:
                 return received
             self._carrier.wait_readable()
 
-    def try_recv_into(self, buffer: bytearray | memoryview) -> int | None:
-        """Like `recv_into` without waiting: None means that the carrier's `wait_readable` comes first."""
+    def wait_readable(self) -> None:
+        self._carrier.wait_readable()
+
+    def call_when_readable(self, waiter: ReadableWaiter | None) -> None:
+        self._carrier.call_when_readable(waiter)
+
+    def try_recv_into(self, buffer: bytearray | memoryview) -> int:
         scratch = current().scratch
         while True:
             if self._closed:
@@ -151,8 +156,8 @@ class TlsStream(NonBlockingStream):
             if self._ended:
                 return 0
             received = self._carrier.try_recv_into(scratch)
-            if received is None:
-                return None
+            if received < 0:
+                return -1
             if received == 0:
                 self._ended = True
                 continue
@@ -383,8 +388,8 @@ class TlsListener(SocketListener):
         self._context = settings.ssl_context or self._load(settings)
         super().__init__(listener, *args, settings=settings, **kwargs)
 
-    def make_stream(self, sock: _socket.socket) -> Stream:
-        return TlsStream(SocketStream(sock), self._context, server_side=True)
+    def make_stream(self, accepted: SocketStream) -> Stream:
+        return TlsStream(accepted, self._context, server_side=True)
 
     def reload(self) -> None:
         if self.settings.ssl_context is None:

@@ -50,8 +50,8 @@ class UnixListener(SocketListener):
     scheme = "unix"
     _made: tuple[str, int, int, int] | None = None
 
-    def make_stream(self, sock: _socket.socket) -> Stream:
-        return SocketStream(sock)
+    def make_stream(self, accepted: SocketStream) -> Stream:
+        return accepted
 
     def bind(self, endpoint: Endpoint) -> _socket.socket:
         address = _address(endpoint)
@@ -114,7 +114,7 @@ class UnixDialer(Dialer):
             while True:
                 try:
                     sock.connect(self._address)
-                    return SocketStream(sock)
+                    return SocketStream.adopt(sock)
                 except BlockingIOError:
                     gevent.sleep(RETRY_DELAY)
         except BaseException as error:

@@ -1,0 +1,740 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Waiting on, reading and writing descriptors without Python frames: one epoll of our own for all connections of a hub.
+
+Compiled twin of `gws_gevent/_fdio.py`, which documents the methods. Linux only: elsewhere the plain twin waits by gevent's io watchers.
+
+How a wait works: a stream is registered once, edge-triggered, in the hub's Poller, whose descriptor gevent's loop watches with
+one io watcher. `Poller.drain` runs in the hub and switches into each greenlet that waits, through greenlet's C API. Edges that come
+while nobody waits are remembered in the stream's flags.
+"""
+
+import _socket
+import os
+import warnings
+
+from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
+from gevent.hub import get_hub
+
+from gws_gevent.exceptions import StreamClosed
+from gws_gevent.runtime import current
+from gws_gevent.transports.base import PollableStream, as_transport_error
+from gws_gevent.transports.borrowed import BorrowedSocket
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.ref cimport PyObject
+from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <Python.h>
+    #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <sys/epoll.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    /* greenlet's C API by its capsule: its header is found by no compiler that pip runs. The numbers are part of its ABI. */
+    static void **gws_greenlet_api;
+    static int gws_import_greenlet(void) {
+        gws_greenlet_api = (void **)PyCapsule_Import("greenlet._C_API", 0);
+        return gws_greenlet_api ? 0 : -1;
+    }
+    static inline PyObject *gws_getcurrent(void) { return ((PyObject *(*)(void))gws_greenlet_api[4])(); }
+    static inline PyObject *gws_switch(PyObject *greenlet) {
+        return ((PyObject *(*)(PyObject *, PyObject *, PyObject *))gws_greenlet_api[6])(greenlet, NULL, NULL);
+    }
+
+    /* The data stack. Since CPython 3.11 a greenlet that has ever run a Python frame owns a chunk of 16 KiB for its frames, and keeps
+     * 4 KiB or more of it resident. While it waits in here with no Python frame alive its root chunk is empty, and can serve
+     * another greenlet: `gws_lend` puts it on a shelf that all greenlets of the process share (under the GIL), `gws_borrow`
+     * takes one from there on waking. Without a chunk CPython allocates one at the next call, so borrowing is only a short cut.
+     * greenlet saves and restores the three fields at each switch. A no-op where the layout was not tested. */
+    #if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION)
+    #define GWS_CAN_TRIM 1
+    #define GWS_SHELF 64
+    static _PyStackChunk *gws_shelf[GWS_SHELF];
+    static int gws_on_shelf = 0;
+    static int gws_trims = 0;
+
+    static inline void gws_lend(void) {
+        if (!gws_trims) return;
+        PyThreadState *state = PyThreadState_Get();
+        _PyStackChunk *chunk = state->datastack_chunk;
+        if (!chunk || chunk->previous || state->datastack_top != &chunk->data[1]) return;
+        state->datastack_chunk = NULL;
+        state->datastack_top = NULL;
+        state->datastack_limit = NULL;
+        if (gws_on_shelf < GWS_SHELF) {
+            gws_shelf[gws_on_shelf++] = chunk;
+            return;
+        }
+        PyObjectArenaAllocator arena;
+        PyObject_GetArenaAllocator(&arena);
+        arena.free(arena.ctx, chunk, chunk->size);
+    }
+
+    static inline void gws_borrow(void) {
+        if (!gws_on_shelf) return;
+        PyThreadState *state = PyThreadState_Get();
+        if (state->datastack_chunk) return;
+        _PyStackChunk *chunk = gws_shelf[--gws_on_shelf];
+        state->datastack_chunk = chunk;
+        state->datastack_top = &chunk->data[1];
+        state->datastack_limit = (PyObject **)((char *)chunk + chunk->size);
+    }
+    #else
+    #define GWS_CAN_TRIM 0
+    static int gws_trims = 0;
+    static inline void gws_lend(void) {}
+    static inline void gws_borrow(void) {}
+    #endif
+
+    /* Wait in the hub until one of `bits` is in `*flags`; -1 if an exception was thrown in. Nothing of Python happens in between. */
+    static int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) {
+        gws_lend();
+        while (!(*flags & bit)) {
+            PyObject *sent = gws_switch(hub);
+            if (!sent) {
+                gws_borrow();
+                return -1;
+            }
+            Py_DECREF(sent);
+        }
+        gws_borrow();
+        return 0;
+    }
+
+    static double gws_monotonic(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+    }
+
+    static int gws_accept(int fd, unsigned char *address, uint16_t *port, uint32_t *scope) {
+        union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_storage room; } peer;
+        socklen_t size = sizeof peer;
+        int accepted = accept4(fd, &peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (accepted < 0) return -1;
+        if (peer.any.sa_family == AF_INET) {
+            memcpy(address, &peer.v4.sin_addr, 4);
+            *port = ntohs(peer.v4.sin_port);
+        } else if (peer.any.sa_family == AF_INET6) {
+            memcpy(address, &peer.v6.sin6_addr, 16);
+            *port = ntohs(peer.v6.sin6_port);
+            *scope = peer.v6.sin6_scope_id;
+        }
+        return accepted;
+    }
+
+    static void gws_reset_on_close(int fd) {
+        struct linger now = {1, 0};
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    }
+
+    static int gws_epoll(int epoll, int what, int fd, uint32_t events, uint64_t data) {
+        struct epoll_event event;
+        event.events = events;
+        event.data.u64 = data;
+        return epoll_ctl(epoll, what, fd, &event);
+    }
+    static inline uint32_t gws_event_bits(void *events, int i) { return ((struct epoll_event *)events)[i].events; }
+    static inline uint64_t gws_event_data(void *events, int i) { return ((struct epoll_event *)events)[i].data.u64; }
+    static inline int gws_epoll_wait(int epoll, void *events, int count) { return epoll_wait(epoll, events, count, 0); }
+    """
+    int GWS_CAN_TRIM
+    int gws_trims
+    int gws_import_greenlet() except -1
+    object gws_getcurrent()
+    object gws_switch(object greenlet)
+    int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) except -1
+    double gws_monotonic() noexcept nogil
+    int gws_accept(int fd, unsigned char *address, uint16_t *port, uint32_t *scope) noexcept nogil
+    void gws_reset_on_close(int fd) noexcept nogil
+    int gws_epoll(int epoll, int what, int fd, uint32_t events, uint64_t data) noexcept nogil
+    uint32_t gws_event_bits(void *events, int i) noexcept nogil
+    uint64_t gws_event_data(void *events, int i) noexcept nogil
+    int gws_epoll_wait(int epoll, void *events, int count) noexcept nogil
+
+    int epoll_create1(int flags) noexcept nogil
+    ssize_t c_recv "recv"(int fd, void *to, size_t size, int flags) noexcept nogil
+    ssize_t c_send "send"(int fd, const void *data, size_t size, int flags) noexcept nogil
+    int c_shutdown "shutdown"(int fd, int how) noexcept nogil
+    int c_close "close"(int fd) noexcept nogil
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+    ctypedef struct iovec "struct iovec":
+        void *iov_base
+        size_t iov_len
+    ctypedef struct msghdr "struct msghdr":
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t c_sendmsg "sendmsg"(int fd, msghdr *message, int flags) noexcept nogil
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+        EPOLLIN
+        EPOLLOUT
+        EPOLLRDHUP
+        EPOLLHUP
+        EPOLLERR
+        EPOLLET
+        MSG_NOSIGNAL
+        SHUT_WR
+        SHUT_RDWR
+        AF_INET
+        AF_INET6
+    size_t EVENT_SIZE "sizeof(struct epoll_event)"
+
+__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id"]
+
+gws_import_greenlet()
+gws_trims = GWS_CAN_TRIM and os.environ.get("GWS_GEVENT_TRIM", "1") != "0"
+
+#: Whether the data stack of a waiting greenlet is given back.
+TRIMS = bool(gws_trims)
+
+cdef enum:
+    # Flags of a stream.
+    CLOSED = 1
+    DRAINED = 2  # the last read was short, so the socket is usually empty
+    READABLE = 4  # an edge came that no read has answered
+    ENDING = 8  # the peer has finished, or an error waits: read on to the end, for no further edge will come
+    REGISTERED = 16
+    WATCHES_OUT = 32
+    READER_WOKEN = 64
+    WRITER_WOKEN = 128
+    # Events that one look at the epoll takes, and the seconds that handling them may take before others have their turn.
+    MAX_EVENTS = 512
+    MAX_PARTS = 64
+
+cdef double MAX_DRAIN = 0.005
+cdef uint32_t NO_SLOT = 0xFFFFFFFF
+
+#: Incremented in a forked child, whose descriptors are the parent's.
+cdef uint32_t forks = 0
+
+
+def _forked():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+cpdef double monotonic() noexcept:
+    return gws_monotonic()
+
+
+cpdef unsigned long thread_id() noexcept:
+    return PyThread_get_thread_ident()
+
+
+@cython.final
+cdef class Poller:
+    """All descriptors of one hub in one epoll.
+
+    An event carries a slot and the slot's generation, never a pointer: what was registered there may be gone by the time the event is read.
+    """
+
+    def __cinit__(self):
+        self._epoll = -1
+
+    def __init__(self, hub):
+        self.hub = hub
+        self._thread = PyThread_get_thread_ident()
+        self._forks = forks
+        self._free = NO_SLOT
+        self._events = PyMem_Malloc(MAX_EVENTS * EVENT_SIZE)
+        if self._events == NULL:
+            raise MemoryError
+        self._epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self._epoll < 0:
+            raise OSError(errno, os.strerror(errno))
+        self._watcher = hub.loop.io(self._epoll, 1)
+
+    def __dealloc__(self):
+        if self._epoll >= 0:
+            c_close(self._epoll)
+        PyMem_Free(self._events)
+        PyMem_Free(self._slots)
+
+    def close(self):
+        """Watch no more. What is registered is never reported again."""
+        self._watcher.stop()
+        self._watcher.close()
+
+    cdef int add(self, SocketStream stream) except -1:
+        cdef uint32_t slot
+        if self._free == NO_SLOT:
+            self._grow()
+        slot = self._free
+        if gws_epoll(self._epoll, EPOLL_CTL_ADD, stream._fd, _events_of(stream),
+                     <uint64_t>self._slots[slot].generation << 32 | slot) < 0:
+            raise as_transport_error(OSError(errno, os.strerror(errno)), "wait")
+        self._free = self._slots[slot].next_free
+        self._slots[slot].stream = <void *>stream
+        stream._slot = slot
+        stream._flags |= REGISTERED
+        self._used += 1
+        if self._used == 1:
+            self._watcher.start(self.drain)
+        return 0
+
+    cdef int _grow(self) except -1:
+        cdef uint32_t size = 2 * self._size if self._size else 64, i
+        cdef Slot *slots = <Slot *>PyMem_Realloc(self._slots, size * sizeof(Slot))
+        if slots == NULL:
+            raise MemoryError
+        for i in range(self._size, size):
+            slots[i].stream = NULL
+            slots[i].generation = 0
+            slots[i].next_free = i + 1 if i + 1 < size else NO_SLOT
+        self._free = self._size
+        self._slots, self._size = slots, size
+        return 0
+
+    cdef int watch(self, SocketStream stream) except -1:
+        """Register a stream, or tell the kernel what it waits for by now; what is ready already is reported anew."""
+        if not stream._flags & REGISTERED:
+            return self.add(stream)
+        cdef uint64_t data = <uint64_t>self._slots[stream._slot].generation << 32 | stream._slot
+        if self._forks == forks and gws_epoll(self._epoll, EPOLL_CTL_MOD, stream._fd, _events_of(stream), data) < 0:
+            raise as_transport_error(OSError(errno, os.strerror(errno)), "wait")
+        return 0
+
+    cdef void remove(self, SocketStream stream) noexcept:
+        """Before the descriptor is closed: a duplicate of it elsewhere would go on delivering events."""
+        if not stream._flags & REGISTERED:
+            return
+        stream._flags &= ~REGISTERED
+        cdef Slot *slot = self._slots + stream._slot
+        slot.stream = NULL
+        slot.generation += 1
+        slot.next_free = self._free
+        self._free = stream._slot
+        self._used -= 1
+        # A forked child has the same epoll as its parent, and would take the parent's connection out of it.
+        if self._forks == forks:
+            gws_epoll(self._epoll, EPOLL_CTL_DEL, stream._fd, 0, 0)
+        if self._used == 0:
+            try:
+                self._watcher.stop()
+            except Exception:
+                pass
+
+    cpdef drain(self):
+        """In the hub: switch into whoever waits for what has become ready."""
+        cdef int at
+        cdef uint64_t data
+        cdef uint32_t slot
+        cdef SocketStream stream
+        cdef double until = 0
+        if self._forks != forks:
+            self._watcher.stop()
+            return
+        if self._at >= self._count:
+            self._at = 0
+            self._count = gws_epoll_wait(self._epoll, self._events, MAX_EVENTS)
+        while self._at < self._count:
+            at = self._at
+            self._at += 1
+            data = gws_event_data(self._events, at)
+            slot = <uint32_t>data
+            # Whoever ran before in this loop may have closed this one, and another may stand in its slot.
+            if self._slots[slot].stream != NULL and self._slots[slot].generation == data >> 32:
+                # A reference of our own: whoever wakes up may drop the last one.
+                stream = <SocketStream>self._slots[slot].stream
+                try:
+                    stream.on_event(gws_event_bits(self._events, at))
+                except BaseException as error:
+                    # Nothing may escape: it would end the hub's callback, and the events behind it would be lost.
+                    self.hub.handle_error(None, type(error), error, error.__traceback__)
+            if self._at & 31 == 0:
+                if until == 0:
+                    until = gws_monotonic() + MAX_DRAIN
+                elif gws_monotonic() > until and self._at < self._count:
+                    self.hub.loop.run_callback(self.drain)
+                    return
+
+
+cdef uint32_t _events_of(SocketStream stream) noexcept:
+    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLET
+    # Only on demand: a Unix socket reports it anew whenever the peer has read something.
+    return events | EPOLLOUT if stream._flags & WATCHES_OUT else events
+
+
+cdef Poller _poller_here():
+    runtime = current()
+    if runtime.poller is None:
+        runtime.poller = Poller(runtime.hub)
+    return runtime.poller
+
+
+def accept(listening):
+    """Accept one connection from a listening socket that does not block; None if there is none.
+
+    Raises:
+        OSError: as accept(2).
+    """
+    cdef SocketStream stream = SocketStream.__new__(SocketStream)
+    cdef int fd = gws_accept(listening.fileno(), stream._address, &stream._port, &stream._scope)
+    if fd < 0:
+        if errno == EAGAIN or errno == EINTR:
+            return None
+        raise OSError(errno, os.strerror(errno))
+    stream._fd = fd
+    stream._family = listening.family
+    stream._poller = _poller_here()
+    return stream
+
+
+@cython.no_gc
+@cython.final
+cdef class SocketStream:
+
+    def __cinit__(self):
+        self._fd = -1
+
+    def __init__(self, int descriptor, int family):
+        self._fd = descriptor
+        self._family = family
+        self._poller = _poller_here()
+
+    def __del__(self):
+        if self._fd >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning)
+
+    def __dealloc__(self):
+        if self._fd >= 0:
+            if self._poller is not None:
+                self._poller.remove(self)
+            c_close(self._fd)
+
+    def __repr__(self):
+        return f"<SocketStream {self.fileno()}>"
+
+    @classmethod
+    def adopt(cls, sock):
+        family = sock.family
+        descriptor = sock.detach()
+        os.set_blocking(descriptor, False)
+        return SocketStream(descriptor, family)
+
+    def handshake(self, bytes received=b""):
+        pass
+
+    def fileno(self):
+        return -1 if self._flags & CLOSED else self._fd
+
+    # Reading
+
+    def recv_into(self, buffer):
+        cdef Py_ssize_t received
+        while True:
+            received = self.try_recv_into(buffer)
+            if received >= 0:
+                return received
+            self.wait_readable()
+
+    cpdef Py_ssize_t try_recv_into(self, buffer) except -2:
+        cdef Py_buffer view
+        if PyByteArray_CheckExact(buffer):
+            return self.receive(PyByteArray_AS_STRING(buffer), PyByteArray_GET_SIZE(buffer))
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            return self.receive(<char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef Py_ssize_t receive(self, char *to, Py_ssize_t size) except -2:
+        cdef ssize_t received
+        if self._reader is not None:
+            raise ConcurrentObjectUseError("another greenlet is waiting to receive from this stream")
+        if self._flags & CLOSED:
+            raise StreamClosed("receive: the stream is closed")
+        if self._flags & DRAINED:
+            self._flags &= ~DRAINED
+            # The edge of what comes later finds us waiting; an end that came with the data would not.
+            if not self._flags & (READABLE | ENDING):
+                return -1
+        self._flags &= ~READABLE
+        while True:
+            received = c_recv(self._fd, to, size, 0)
+            if received >= 0:
+                if 0 < received < size:
+                    self._flags |= DRAINED
+                return received
+            if errno == EAGAIN:
+                self._flags &= ~ENDING
+                return -1
+            if errno != EINTR:
+                raise as_transport_error(OSError(errno, os.strerror(errno)), "receive")
+            PyErr_CheckSignals()
+
+    cpdef wait_readable(self):
+        if self._flags & CLOSED:
+            raise StreamClosed("receive: the stream is closed")
+        if self._reader is not None:
+            raise ConcurrentObjectUseError("another greenlet is waiting to receive from this stream")
+        if not self._flags & (READABLE | ENDING):
+            self._wait(True)
+            if self._flags & CLOSED:
+                raise StreamClosed("receive: the stream was closed")
+
+    def call_when_readable(self, waiter):
+        if self._flags & CLOSED:
+            raise StreamClosed("receive: the stream is closed")
+        self._on_readable = waiter
+        if waiter is not None and (self._flags & (READABLE | ENDING) or not self._flags & REGISTERED):
+            self._poller.watch(self)
+
+    # Writing
+
+    cpdef Py_ssize_t try_send(self, data) except -1:
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self.send(<const char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef Py_ssize_t send(self, const char *data, Py_ssize_t size) except -1:
+        cdef ssize_t sent
+        if self._flags & CLOSED:
+            raise StreamClosed("send: the stream is closed")
+        while True:
+            sent = c_send(self._fd, data, size, MSG_NOSIGNAL)
+            if sent >= 0:
+                return sent
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
+            PyErr_CheckSignals()
+
+    def try_send_parts(self, parts):
+        cdef Py_buffer views[MAX_PARTS]
+        cdef iovec vectors[MAX_PARTS]
+        cdef msghdr message
+        cdef ssize_t sent
+        cdef int count = 0, i
+        if self._flags & CLOSED:
+            raise StreamClosed("send: the stream is closed")
+        memset(&message, 0, sizeof(message))
+        try:
+            for part in parts:
+                if count == MAX_PARTS:
+                    break
+                PyObject_GetBuffer(part, &views[count], PyBUF_SIMPLE)
+                vectors[count].iov_base = views[count].buf
+                vectors[count].iov_len = views[count].len
+                count += 1
+            message.msg_iov = vectors
+            message.msg_iovlen = count
+            while True:
+                sent = c_sendmsg(self._fd, &message, MSG_NOSIGNAL)
+                if sent >= 0:
+                    return sent
+                if errno == EAGAIN:
+                    return 0
+                if errno != EINTR:
+                    raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
+                PyErr_CheckSignals()
+        finally:
+            for i in range(count):
+                PyBuffer_Release(&views[i])
+
+    def send_all(self, data):
+        if self._writer is not None:
+            raise ConcurrentObjectUseError("another greenlet is waiting to send on this stream")
+        if gws_getcurrent() is self._poller.hub:
+            # Refused before anything is sent: half a write could not be completed later.
+            raise BlockingSwitchOutError("send_all may have to wait, and the hub cannot: use try_send there")
+        cdef Py_ssize_t sent = self.try_send(data), size
+        with memoryview(data) as view:
+            size = view.nbytes
+            while sent < size:
+                self.wait_writable()
+                sent += self.try_send(view[sent:])
+
+    def wait_writable(self):
+        if self._flags & CLOSED:
+            raise StreamClosed("send: the stream is closed")
+        if self._writer is not None:
+            raise ConcurrentObjectUseError("another greenlet is waiting to send on this stream")
+        self._wait(False)
+        if self._flags & CLOSED:
+            raise StreamClosed("send: the stream was closed")
+
+    def call_when_writable(self, callback):
+        if self._flags & CLOSED:
+            raise StreamClosed("send: the stream is closed")
+        self._on_writable = callback
+        self._flags |= WATCHES_OUT
+        self._poller.watch(self)
+
+    # Closing
+
+    def shutdown_write(self):
+        if self._flags & CLOSED:
+            raise StreamClosed("shutdown: the stream is closed")
+        # ENOTCONN: the peer has reset the connection, as the next read will tell.
+        if c_shutdown(self._fd, SHUT_WR) < 0 and errno != ENOTCONN:
+            raise as_transport_error(OSError(errno, os.strerror(errno)), "shutdown")
+
+    def close(self):
+        if self._flags & CLOSED:
+            return
+        self._flags |= CLOSED
+        # First of all: the descriptor may live on in waiters, or as a copy in a child process.
+        c_shutdown(self._fd, SHUT_RDWR)
+        self._leave()
+
+    def abort(self):
+        if self._flags & CLOSED:
+            return
+        self._flags |= CLOSED
+        gws_reset_on_close(self._fd)
+        self._leave()
+
+    cdef int _leave(self) except -1:
+        """Give the descriptor back once nobody waits on it: until then its number may not go to another connection."""
+        cdef int fd
+        self._on_readable = self._on_writable = None
+        if self._reader is not None or self._writer is not None:
+            self.interrupt()
+            return 0
+        self._poller.remove(self)
+        if self._borrowed is not None:
+            self._borrowed.close()
+            self._borrowed = None
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            c_close(fd)
+        return 0
+
+    def interrupt(self):
+        # Whether they still wait is looked up when the callbacks run: by then they may have left by themselves.
+        loop = self._poller.hub.loop
+        loop.run_callback(self._wake_reader)
+        loop.run_callback(self._wake_writer)
+
+    def _wake_reader(self):
+        if self._reader is not None:
+            self._flags |= READER_WOKEN
+            gws_switch(self._reader)
+
+    def _wake_writer(self):
+        if self._writer is not None:
+            self._flags |= WRITER_WOKEN
+            gws_switch(self._writer)
+
+    # Facts
+
+    def info(self, str key):
+        if key == "scheme":
+            return "tcp" if self._family == AF_INET or self._family == AF_INET6 else "unix"
+        if self._flags & CLOSED:
+            return None
+        if key == "socket":
+            if self._borrowed is None:
+                self._borrowed = BorrowedSocket(self._family, _socket.SOCK_STREAM, 0, self._fd)
+            return self._borrowed
+        if key == "peername" and self._port:
+            if self._family == AF_INET:
+                return _socket.inet_ntop(AF_INET, self._address[:4]), self._port
+            return _socket.inet_ntop(AF_INET6, self._address[:16]), self._port, 0, self._scope
+        if key != "peername" and key != "sockname":
+            return None
+        sock = _socket.socket(self._family, _socket.SOCK_STREAM, 0, self._fd)
+        try:
+            return sock.getpeername() if key == "peername" else sock.getsockname()
+        except OSError:
+            return None
+        finally:
+            sock.detach()
+
+    # Waiting
+
+    cdef int on_event(self, uint32_t events) except -1:
+        """In the hub: an edge has come."""
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self._flags |= READABLE | ENDING if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) else READABLE
+            if self._reader is not None:
+                self._flags |= READER_WOKEN
+                gws_switch(self._reader)
+            elif self._on_readable is not None:
+                waiter, self._on_readable = self._on_readable, None
+                waiter.on_readable()
+        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self._flags & (WATCHES_OUT | CLOSED) == WATCHES_OUT:
+            if self._writer is not None:
+                self._flags |= WRITER_WOKEN
+                gws_switch(self._writer)
+            if self._on_writable is not None:
+                callback, self._on_writable = self._on_writable, None
+                callback()
+            if self._writer is None and self._on_writable is None and self._flags & (WATCHES_OUT | CLOSED) == WATCHES_OUT:
+                self._flags &= ~WATCHES_OUT
+                self._poller.watch(self)
+        return 0
+
+    cdef int _wait(self, bint reading) except -1:
+        """Wait in the hub for an event, or until `interrupt`. Nothing may be thrown away here: who wakes up looks for himself."""
+        cdef Poller poller = self._poller
+        cdef int failed
+        here = gws_getcurrent()
+        if here is poller.hub:
+            raise BlockingSwitchOutError("this stream would have to wait, and the hub cannot")
+        if PyThread_get_thread_ident() != poller._thread:
+            raise ConcurrentObjectUseError("this stream belongs to another thread")
+        if not reading:
+            self._flags |= WATCHES_OUT
+        if not reading or not self._flags & REGISTERED:
+            poller.watch(self)
+        if reading:
+            self._flags &= ~READER_WOKEN
+            self._reader = here
+        else:
+            self._flags &= ~WRITER_WOKEN
+            self._writer = here
+        here = None
+        failed = _wait_for(<PyObject *>poller.hub, &self._flags, READER_WOKEN if reading else WRITER_WOKEN)
+        if reading:
+            self._reader = None
+        else:
+            self._writer = None
+        if self._flags & CLOSED:
+            _leave_quietly(self)
+        return failed
+
+
+cdef extern from *:
+    int _wait_for "gws_wait_for"(PyObject *hub, uint16_t *flags, uint16_t bit) noexcept
+    void PyErr_Fetch(PyObject **kind, PyObject **value, PyObject **traceback) noexcept
+    void PyErr_Restore(PyObject *kind, PyObject *value, PyObject *traceback) noexcept
+
+
+cdef void _leave_quietly(SocketStream stream) noexcept:
+    """The last waiter of a closed stream leaves; an exception that is on its way through it goes on."""
+    cdef PyObject *kind
+    cdef PyObject *value
+    cdef PyObject *traceback
+    PyErr_Fetch(&kind, &value, &traceback)
+    stream._leave()
+    PyErr_Restore(kind, value, traceback)
+
+
+PollableStream.register(SocketStream)
