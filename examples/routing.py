@@ -52,15 +52,15 @@ def route(request: Request) -> Callable[[Connection], None] | Response | None:
     return {"/echo": echo, "/private": private}.get(request.path)
 
 
-def authorize(request: Request, session: MutableMapping[Any, Any]) -> None:
-    """Runs for every upgrade, after the route is found and the origin is allowed."""
+def authorize(request: Request, session: MutableMapping[Any, Any]) -> bool:
+    """Runs for every upgrade, after the route is found and the origin is allowed. Only True lets the client in."""
     if request.path != "/private":
-        return
+        return True
     scheme, _, token = (request.headers.get("authorization") or "").partition(" ")
     for known, user in TOKENS.items():
         if scheme.lower() == "bearer" and hmac.compare_digest(token.encode(), known.encode()):
             session["user"] = user
-            return
+            return True
     raise Refusal(401, "A token is required.\n", {"WWW-Authenticate": "Bearer"})
 
 

@@ -8,6 +8,7 @@ and buffers are gone before the read loop starts.
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -199,10 +200,15 @@ class ServerService(Service):
         if self.options.authorize is None:
             return
         answer = self.options.authorize(request, conn.session)
+        if answer is True:
+            return
         if isinstance(answer, Refusal):
             raise answer
-        if answer is False:
+        if answer is False or answer is None:
             raise Refusal(401)
+        # Neither a yes nor a no: whoever returns a user's name, or a coroutine, has made a mistake, and nobody gets in by it.
+        self.log(logging.ERROR, conn, "authorize returns True, False or a Refusal, not %s", reprlib.repr(answer))
+        raise Refusal(500)
 
     def _refuse(self, conn: Connection, refusal: Refusal, request: Request | None) -> None:
         head_only = request is not None and request.method == "HEAD"

@@ -166,8 +166,8 @@ class ServerOptions(ConnectionOptions):
     origins: Sequence[str | re.Pattern[str]] | None = None
     """Allowed Origin values, exact strings or patterns that match whole; others, and no Origin, are refused with 403. None: any."""
     authorize: Callable[[Request, MutableMapping[Any, Any]], Any] | None = None
-    """Called as authorize(request, session) after the header checks. False refuses with 401; a Refusal, returned or raised, as it
-    says."""
+    """Called as authorize(request, session) after the header checks. True, and nothing else, lets the client in. False and None
+    refuse with 401; a Refusal, returned or raised, as it says; anything else, and any exception, is logged and answered 500."""
     response_headers: Mapping[str, str] = field(default_factory=dict)
     """Extra headers of the 101 response."""
     keep_request: bool = _flag(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import ssl
 from typing import Any
 
@@ -251,7 +252,7 @@ def refuse(answer: Any) -> Any:
 
     def authorize(found: Request, session: Any) -> Any:
         if found.path != "/no":
-            return None
+            return True
         if isinstance(answer, Exception) and not isinstance(answer, Refusal):
             raise answer
         return answer
@@ -259,22 +260,24 @@ def refuse(answer: Any) -> Any:
     return authorize
 
 
-def raise_refusal(found: Request, session: Any) -> None:
+def raise_refusal(found: Request, session: Any) -> bool:
     if found.path == "/no":
         raise Refusal(402, "Pay first.\n", {"X-Price": "3"})
+    return True
 
 
 @pytest.mark.parametrize(
     ("authorize", "status", "headers"),
     [
         (refuse(False), 401, {}),
+        (refuse(None), 401, {}),
         (refuse(Refusal(403, headers={"X-Why": "because"})), 403, {"x-why": "because"}),
         (raise_refusal, 402, {"x-price": "3"}),
         (refuse(RuntimeError(SECRET)), 500, {}),
         (refuse(Refusal(999)), 500, {}),
         (refuse(Refusal(403, headers={"X-A": "a\r\nX-B: b"})), 500, {}),
     ],
-    ids=["False", "returned refusal", "raised refusal", "exception", "impossible status", "header injection"],
+    ids=["False", "None", "returned refusal", "raised refusal", "exception", "impossible status", "header injection"],
 )
 def test_authorize_refuses(authorize: Any, status: int, headers: dict[str, str]) -> None:
     with running(authorize=authorize) as (_, port):
@@ -282,6 +285,23 @@ def test_authorize_refuses(authorize: Any, status: int, headers: dict[str, str])
         assert answer.status == status
         assert headers.items() <= answer.headers.items()
         assert "x-b" not in answer.headers
+        still_echoes(port)
+
+
+@pytest.mark.parametrize("answer", [0, 1, "", "no", "Ada", [], object(), Response(200)], ids=lambda answer: type(answer).__name__)
+def test_authorize_lets_nobody_in_with_anything_but_true(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with running(authorize=refuse(answer)) as (_, port):
+        assert ask(port, request("/no")).status == 500
+        (record,) = caplog.records
+        assert record.levelname == "ERROR"
+        assert record.getMessage().endswith(f"authorize returns True, False or a Refusal, not {reprlib.repr(answer)}")
+        still_echoes(port)
+
+
+def test_a_long_answer_of_authorize_is_logged_in_part(caplog: pytest.LogCaptureFixture) -> None:
+    with running(authorize=refuse("x" * 100_000)) as (_, port):
+        assert ask(port, request("/no")).status == 500
+        assert len(caplog.records[0].getMessage()) < 200
         still_echoes(port)
 
 
