@@ -364,7 +364,7 @@ def test_a_file_that_is_no_certificate_is_told_in_one_line(tls_files: Files, tmp
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--bind", "127.0.0.1"], "--bind '127.0.0.1': an endpoint is scheme://host:port, :port or unix:/path"),
+        (["--bind", "127.0.0.1"], "--bind '127.0.0.1': an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path"),
         (["--bind", "127.0.0.1:99999"], "--bind '127.0.0.1:99999'"),
         (["--bind", "::1:3001"], "an IPv6 address stands in brackets"),
         (["--bind", "ftp://127.0.0.1:0"], "no transport serves 'ftp'"),

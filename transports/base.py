@@ -6,11 +6,12 @@ Belongs here: what every transport promises and what the layers above may rely o
 
 from __future__ import annotations
 
+import reprlib
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
 from gws_gevent.exceptions import EndpointError, TransportError
@@ -19,6 +20,7 @@ __all__ = [
     "DialSettings",
     "Dialer",
     "Endpoint",
+    "EndpointLike",
     "ListenSettings",
     "Listener",
     "NonBlockingStream",
@@ -191,6 +193,12 @@ class Dialer(ABC):
         """
 
 
+MAX_PORT: Final = 65535
+#: Schemes that people know from URLs, and what they are here.
+_OF_URLS: Final = {"http": "tcp", "ws": "tcp", "https": "tls", "wss": "tls"}
+_FORMS: Final = "HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path/of/socket"
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One place to listen on or dial, parsed from its URL.
@@ -210,8 +218,28 @@ class Endpoint:
     params: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
+    def of(cls, given: EndpointLike) -> Endpoint:
+        """Return what a program gave as an endpoint: its text, a (host, port) pair, a port of all addresses, or an Endpoint.
+
+        Raises:
+            EndpointError: it cannot be understood.
+            TypeError: it is none of these.
+        """
+        if isinstance(given, Endpoint):
+            return given
+        if isinstance(given, str):
+            return cls.parse(given)
+        pair = given if isinstance(given, tuple) and len(given) == 2 else ("", given)
+        host, port = pair
+        if not isinstance(host, str) or not isinstance(port, int) or isinstance(port, bool):
+            raise TypeError(f"an endpoint is {_FORMS}, a (host, port) pair or a port, not {reprlib.repr(given)}")
+        if not 0 <= port <= MAX_PORT:
+            raise EndpointError(f"{given!r}: a port is 0 to {MAX_PORT}")
+        return cls("tcp", _checked_host(host, f":{port}", repr(given)), port)
+
+    @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Parse `tcp://host:port`, `unix:/path`, `memory:name`, `:3001` or `host:3001`; raise EndpointError with what is wrong.
+        """Parse `host:3001`, `:3001`, `tcp://host:port`, `unix:/path` or `memory:name`; raise EndpointError with what is wrong.
 
         Examples:
             >>> Endpoint.parse(":3001")
@@ -223,7 +251,10 @@ class Endpoint:
         params = dict(parse_qsl(query, keep_blank_values=True))
         if address.startswith("unix:"):
             path = address[len("unix:") :]
-            path = path[2:] if path.startswith("//") else path
+            if path.startswith("//"):
+                path = path[2:]
+                if path and not path.startswith(("/", "@")):
+                    raise EndpointError(f"{text!r}: nothing stands between the slashes of a Unix endpoint; did you mean unix:/{path}?")
             if not path or path == "@" or "\0" in path:
                 raise EndpointError(f"{text!r}: a Unix endpoint is unix:/path/of/socket or unix:@name")
             return cls("unix", path=path, params=params)
@@ -235,7 +266,9 @@ class Endpoint:
         scheme, separator, rest = address.partition("://")
         if not separator:
             scheme, rest = "tcp", address
-        host, port = _split_host_port(rest, text)
+        elif scheme.lower() in _OF_URLS:
+            raise EndpointError(f"{text!r}: an endpoint begins with {_OF_URLS[scheme.lower()]}://, not {scheme}://")
+        host, port = _split_host_port(rest, f"{scheme}://" if separator else "", text)
         return cls(scheme.lower(), host, port, params=params)
 
     def __str__(self) -> str:
@@ -247,17 +280,35 @@ class Endpoint:
         return f"{self.scheme}://{host}:{self.port}{suffix}"
 
 
-def _split_host_port(rest: str, text: str) -> tuple[str, int]:
+#: What `Endpoint.of` takes.
+EndpointLike = str | Endpoint | tuple[str, int] | int
+
+
+def _split_host_port(rest: str, before: str, text: str) -> tuple[str, int]:
     host, separator, port = rest.rstrip("/").rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host or "[" in rest:
         raise EndpointError(f"{text!r}: an IPv6 address stands in brackets, as in tcp://[::1]:3001")
-    if not separator or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise EndpointError(f"{text!r}: an endpoint is scheme://host:port, :port or unix:/path")
+    if not separator and _is_port(port):
+        raise EndpointError(f"{text!r}: did you mean {before}:{port}?")
+    if not separator or not port.removeprefix("-").isdecimal():
+        raise EndpointError(f"{text!r}: an endpoint is {_FORMS}")
+    if not _is_port(port):
+        raise EndpointError(f"{text!r}: a port is 0 to {MAX_PORT}, not {port!r}")
+    return _checked_host(host, f"{before}:{port}", repr(text)), int(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_PORT)) and int(text) <= MAX_PORT
+
+
+def _checked_host(host: str, everywhere: str, shown: str) -> str:
+    if host == "*":
+        raise EndpointError(f"{shown}: all addresses are {everywhere}")
     if any(c in host for c in "/@ \t\r\n\0"):
-        raise EndpointError(f"{text!r}: not a host name: {host!r}")
-    return host, int(port)
+        raise EndpointError(f"{shown}: not a host name: {host!r}")
+    return host
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final, cast
 
 from gws_gevent.exceptions import EndpointError, MissingExtra
-from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, Listener, ListenSettings, Transport
+from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, EndpointLike, Listener, ListenSettings, Transport
 
 __all__ = ["dialer", "known_schemes", "listen", "listen_on_socket", "register", "transport_for"]
 
@@ -74,9 +74,9 @@ def known_schemes() -> list[str]:
     return sorted({*_registered, *_BUILT_IN, *entry_points(group=GROUP).names})
 
 
-def listen(endpoint: str | Endpoint, settings: ListenSettings | None = None) -> Listener:
+def listen(endpoint: EndpointLike, settings: ListenSettings | None = None) -> Listener:
     """Make a listener on an endpoint such as `tcp://127.0.0.1:3001`; it binds when it is started."""
-    parsed = Endpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint
+    parsed = Endpoint.of(endpoint)
     return transport_for(parsed.scheme).listen(parsed, settings or ListenSettings())
 
 
@@ -99,9 +99,9 @@ def listen_on_socket(sock: Any, settings: ListenSettings | None = None) -> Liste
     return UnixListener(sock, settings=settings)
 
 
-def dialer(endpoint: str | Endpoint, settings: DialSettings | None = None) -> Dialer:
+def dialer(endpoint: EndpointLike, settings: DialSettings | None = None) -> Dialer:
     """Make a dialer to an endpoint such as `tcp://127.0.0.1:3001`; it connects when it is asked to."""
-    parsed = Endpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint
+    parsed = Endpoint.of(endpoint)
     return transport_for(parsed.scheme).dialer(parsed, settings or DialSettings())
 
 

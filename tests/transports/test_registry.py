@@ -44,7 +44,7 @@ def test_endpoints(text: str, endpoint: Endpoint, written: str) -> None:
     [
         "", "localhost", "tcp://", "tcp://localhost", "tcp://localhost:", "tcp://localhost:65536", "tcp://localhost:-1", "tcp://h:١",
         "tcp://::1:80", "tcp://[::1:80", "tcp://user@host:1", "tcp://host/path:1", "tcp://ho st:1", "tcp://host:1\n",
-        "unix:", "unix://", "unix:@", "unix:/a\0b", "memory:", "memory://", "memory:a b", "memory:a/b", "memory:a\n",
+        "tcp://h:" + "1" * 5000, "tcp://h:000080", "ws+unix:/run/x:/", "unix:", "unix://", "unix:@", "unix:/a\0b", "memory:", "memory://", "memory:a b", "memory:a/b", "memory:a\n",
     ],
 )  # fmt: skip
 def test_what_is_no_endpoint(text: str) -> None:
@@ -52,6 +52,74 @@ def test_what_is_no_endpoint(text: str) -> None:
         Endpoint.parse(text)
     assert repr(text) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("localhost", "an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path/of/socket"),
+        ("", "an endpoint is HOST:PORT, "),
+        ("localhost:http", "an endpoint is HOST:PORT, "),
+        ("3001", "did you mean :3001?"),
+        ("tls://3001", "did you mean tls://:3001?"),
+        (":65536", "a port is 0 to 65535, not '65536'"),
+        ("localhost:-1", "a port is 0 to 65535, not '-1'"),
+        ("*:3001", "all addresses are :3001"),
+        ("tls://*:3001", "all addresses are tls://:3001"),
+        ("http://localhost:3001", "an endpoint begins with tcp://, not http://"),
+        ("ws://localhost/chat", "an endpoint begins with tcp://, not ws://"),
+        ("WSS://localhost:3001/", "an endpoint begins with tls://, not WSS://"),
+        ("https://:443", "an endpoint begins with tls://, not https://"),
+        ("unix://tmp/x", "nothing stands between the slashes of a Unix endpoint; did you mean unix:/tmp/x?"),
+    ],
+)
+def test_the_fault_of_an_endpoint_is_named(text: str, said: str) -> None:
+    with pytest.raises(EndpointError) as caught:
+        Endpoint.parse(text)
+    assert str(caught.value).startswith(f"{text!r}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("given", "endpoint"),
+    [
+        ("localhost:3001", Endpoint("tcp", "localhost", 3001)),
+        (("127.0.0.1", 3001), Endpoint("tcp", "127.0.0.1", 3001)),
+        (("::1", 3001), Endpoint("tcp", "::1", 3001)),
+        (("", 0), Endpoint("tcp", "", 0)),
+        (3001, Endpoint("tcp", "", 3001)),
+        (Endpoint("tls", "h", 1), Endpoint("tls", "h", 1)),
+    ],
+)
+def test_what_else_is_taken_as_an_endpoint(given: Any, endpoint: Endpoint) -> None:
+    assert Endpoint.of(given) == endpoint
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, True, 3.5, b":3001", ["h", 1], ("h",), ("h", "1"), ("h", True), (None, 1), ("::1", 1, 0, 0), Path("/run/x"), {"port": 1}],
+    ids=repr,
+)
+def test_what_is_of_no_kind_of_endpoint(given: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        Endpoint.of(given)
+    assert str(caught.value).startswith("an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path/of/socket, a (host, port) pair")
+    assert not isinstance(caught.value, GwsError)
+
+
+@pytest.mark.parametrize("given", [65536, -1, ("h", 65536), ("*", 1), ("a/b", 1)])
+def test_numbers_and_pairs_that_are_no_endpoint(given: Any) -> None:
+    with pytest.raises(EndpointError) as caught:
+        Endpoint.of(given)
+    assert str(caught.value).startswith(f"{given!r}: ")
+
+
+@pytest.mark.parametrize("act", [registry.listen, registry.dialer])
+def test_listen_and_dialer_take_what_is_taken_as_an_endpoint(act: Any, mine: Any) -> None:
+    registry.register("tcp", mine)
+    assert act(("host", 1))[1] == act("host:1")[1] == Endpoint("tcp", "host", 1)
+    assert act(1)[1] == Endpoint("tcp", "", 1)
+    with pytest.raises(TypeError):
+        act(None)
 
 
 # --- The registry
