@@ -17,7 +17,7 @@ from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.handshake import judge_response, make_key, parse_response, request_head
 from gws_gevent.http_head import ResponseHead, ResponseHeadReader
-from gws_gevent.options import ClientOptions
+from gws_gevent.options import ClientOptions, options_or_default
 from gws_gevent.service import Service
 from gws_gevent.transports.base import DialSettings, Endpoint, Stream
 from gws_gevent.transports.registry import dialer
@@ -49,13 +49,17 @@ def connect(
         server_name: name to ask for and check in the certificate; None is the URL's host.
 
     Raises:
+        TypeError: an argument of another kind.
         EndpointError: a malformed URL.
         TransportError: the server cannot be reached, or TLS failed.
         HandshakeRefused: the server answered with another status; it carries status, headers and body.
         HandshakeError: the server's answer is wrong.
         TimeoutError: all this took longer than `handshake_timeout`.
     """
-    options = options or ClientOptions()
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a text such as 'ws://127.0.0.1:3001/', not {url!r}")
+    options = options_or_default(options, ClientOptions)
+    handler = as_handler(handler) if handler is not None else None
     parsed = parse_url(url)
     settings = DialSettings(no_delay=options.no_delay, ssl_context=ssl_context, server_name=server_name)
     dial = dialer(_endpoint_of(parsed), settings).dial

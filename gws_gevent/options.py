@@ -1,7 +1,7 @@
 """Frozen option classes: every limit, deadline and policy by name.
 
 Belongs here: names, units, defaults, validation. Does not belong here: acting on them.
-A wrong value is a ValueError that names the field.
+A wrong value is a ValueError that names the field; something else in place of options is a TypeError.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
+import reprlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from gws_gevent.handshake import Request
 
 __all__ = ["ClientOptions", "ServerOptions"]
+
+Options = TypeVar("Options", bound="ConnectionOptions")
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -40,14 +43,16 @@ PROTECTED_HEADERS = frozenset(
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+#: An origin as browsers write it (RFC 6454 section 6.2): what is written otherwise would never be met.
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.\-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9\-._~]+)(?::[0-9]{1,5})?")
 
 
 def _seconds(default: float | None, *, optional: bool = False) -> Any:
     return field(default=default, metadata={"check": _check_seconds, "optional": optional})
 
 
-def _bytes(default: int) -> Any:
-    return field(default=default, metadata={"check": _check_count, "least": 1})
+def _bytes(default: int, *, least: int = 1) -> Any:
+    return field(default=default, metadata={"check": _check_count, "least": least, "unit": "bytes"})
 
 
 def _count(default: int | None, *, least: int = 0, optional: bool = False) -> Any:
@@ -156,7 +161,7 @@ class ConnectionOptions(_Checked):
 class ServerOptions(ConnectionOptions):
     """Options of a Server or Upgrader."""
 
-    max_request_head: int = _count(16 * KiB, least=64)
+    max_request_head: int = _bytes(16 * KiB, least=64)
     """Bytes of request line and headers: 414 or 431 above it. Twice nginx's header buffer. Also at most 100 header lines."""
     trusted_proxies: Sequence[str] = ()
     """Networks (`"10.0.0.0/8"`), addresses, or `"unix"` for every Unix-socket peer, whose X-Forwarded-For or Forwarded header
@@ -164,7 +169,8 @@ class ServerOptions(ConnectionOptions):
     require_subprotocol: bool = _flag(False)
     """Refuse with 400 a client that offers none of `subprotocols`."""
     origins: Sequence[str | re.Pattern[str]] | None = None
-    """Allowed Origin values, exact strings or patterns that match whole; others, and no Origin, are refused with 403. None: any."""
+    """Allowed Origin values: strings such as "https://example.com:8443", compared exactly, or patterns that match whole. Others, and
+    no Origin, are refused with 403. None: any."""
     authorize: Callable[[Request, MutableMapping[Any, Any]], Any] | None = None
     """Called as authorize(request, session) after the header checks. True, and nothing else, lets the client in. False and None
     refuse with 401; a Refusal, returned or raised, as it says; anything else, and any exception, is logged and answered 500."""
@@ -183,6 +189,8 @@ class ServerOptions(ConnectionOptions):
             raise ValueError(f"authorize: must be callable or None, not {self.authorize!r}")
         if self.origins is not None:
             self._normalise("origins", _check_origins(self.origins))
+        if self.require_subprotocol and not self.subprotocols:
+            raise ValueError("require_subprotocol: without subprotocols nobody could get in")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,12 +199,25 @@ class ClientOptions(ConnectionOptions):
 
     headers: Mapping[str, str] = field(default_factory=dict)
     """Extra headers of the opening handshake's request."""
-    max_response_head: int = _count(64 * KiB, least=64)
+    max_response_head: int = _bytes(64 * KiB, least=64)
     """Bytes of status line and headers of the server's answer."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
         self._normalise("headers", _check_headers("headers", self.headers))
+
+
+def options_or_default(options: Options | None, kind: type[Options]) -> Options:
+    """Return the options given, or those by default for None.
+
+    Raises:
+        TypeError: they are something else, such as a dict.
+    """
+    if options is None:
+        return kind()
+    if not isinstance(options, kind):
+        raise TypeError(f"options are {kind.__name__}(...), not {reprlib.repr(options)}")
+    return options
 
 
 def _check_subprotocols(value: Any) -> tuple[str, ...]:
@@ -239,7 +260,13 @@ def _check_headers(name: str, value: Any) -> dict[str, str]:
 def _check_origins(value: Any) -> tuple[str | re.Pattern[str], ...]:
     if isinstance(value, str):
         raise ValueError(f"origins: must be a sequence of origins, not {value!r}")
-    for origin in value:
-        if not isinstance(origin, str | re.Pattern):
-            raise ValueError(f"origins: each must be a string or a compiled pattern, not {origin!r}")
-    return tuple(value)
+    origins = tuple(value)
+    if not origins:
+        raise ValueError("origins: an empty list would let nobody in; None allows any origin")
+    for origin in origins:
+        if isinstance(origin, str):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"origins: each is scheme://host or scheme://host:port in lower case, or 'null', not {origin!r}")
+        elif not isinstance(origin, re.Pattern) or not isinstance(origin.pattern, str):
+            raise ValueError(f"origins: each must be a string or a compiled pattern of one, not {origin!r}")
+    return origins

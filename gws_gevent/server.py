@@ -22,8 +22,8 @@ from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.handshake import Response
 from gws_gevent.http_head import Request
 from gws_gevent.opening import ServerService
-from gws_gevent.options import ServerOptions
-from gws_gevent.transports.base import Endpoint, Listener, ListenSettings, Stream, TlsFiles
+from gws_gevent.options import ServerOptions, options_or_default
+from gws_gevent.transports.base import Endpoint, EndpointLike, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.registry import listen, listen_on_socket
 
 __all__ = ["Server", "serve"]
@@ -38,8 +38,11 @@ class Server:
     Args:
         handler: an EventHandler, or a function that takes a connection. None needs `on_request`.
         options: see ServerOptions.
-        on_request: called with each Request; returns a handler to upgrade with, a Response to answer with, or None for 404.
-            A Refusal may be returned or raised.
+        on_request: instead of a handler; called with each Request. It returns a handler to upgrade with, a Response to answer
+            with, or None for 404. A Refusal may be returned or raised; any other answer or exception is logged and answered 500.
+
+    Raises:
+        TypeError: an argument of another kind; no handler and no on_request, or both.
     """
 
     def __init__(
@@ -50,7 +53,11 @@ class Server:
     ) -> None:
         if handler is None and on_request is None:
             raise TypeError("a server needs a handler, or on_request")
-        self.options = options or ServerOptions()
+        if handler is not None and on_request is not None:
+            raise TypeError("give a handler or on_request, not both: on_request returns the handler")
+        if on_request is not None and not callable(on_request):
+            raise TypeError(f"on_request is a function that takes a Request, not {on_request!r}")
+        self.options = options_or_default(options, ServerOptions)
         self._handler = as_handler(handler) if handler is not None else None
         self._on_request = on_request
         self._listeners: list[Listener] = []
@@ -59,24 +66,29 @@ class Server:
 
     # Starting
 
-    def start(self, *endpoints: str | Endpoint, settings: ListenSettings | None = None) -> None:
+    def start(self, *endpoints: EndpointLike, settings: ListenSettings | None = None) -> None:
         """Listen on endpoints such as `"127.0.0.1:3001"`, `"tls://:443"` or `"unix:/run/ws.sock"`, and return.
 
+        A (host, port) pair and a port, which means all addresses, are taken as well.
+
         Raises:
+            TypeError: no endpoint, or something that is none.
             EndpointError: an endpoint that cannot be understood.
             TransportError: one that cannot be listened on. Those before it are closed again.
         """
+        if not endpoints:
+            raise TypeError('at least one endpoint is needed, such as "127.0.0.1:3001"')
         settings = self._complete(settings)
         self._start([listen(endpoint, settings) for endpoint in endpoints])
 
-    def run(self, *endpoints: str | Endpoint, settings: ListenSettings | None = None) -> None:
+    def run(self, *endpoints: EndpointLike, settings: ListenSettings | None = None) -> None:
         """`start`, and serve until `stop` is called."""
         self.start(*endpoints, settings=settings)
         self.serve_forever()
 
-    def run_tls(self, endpoint: str | Endpoint, cert: str, key: str | None = None) -> None:
+    def run_tls(self, endpoint: EndpointLike, cert: str, key: str | None = None) -> None:
         """Serve TLS on one endpoint with a certificate and key in PEM files, until `stop` is called."""
-        parsed = Endpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint
+        parsed = Endpoint.of(endpoint)
         if parsed.scheme == "tcp":
             parsed = replace(parsed, scheme="tls")
         self.run(parsed, settings=ListenSettings(tls=TlsFiles(cert, key)))
@@ -193,7 +205,7 @@ class Server:
 
 
 def serve(
-    handler: EventHandler | Callable[[Connection], object], *endpoints: str | Endpoint, options: ServerOptions | None = None
+    handler: EventHandler | Callable[[Connection], object], *endpoints: EndpointLike, options: ServerOptions | None = None
 ) -> None:
     """Serve a handler on endpoints until SIGINT or SIGTERM stops it: `serve(echo, "127.0.0.1:3001")`.
 

@@ -8,7 +8,7 @@ from gws_gevent.connection import Connection
 from gws_gevent.exceptions import HandshakeError
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.opening import ServerService
-from gws_gevent.options import ServerOptions
+from gws_gevent.options import ServerOptions, options_or_default
 from gws_gevent.transports.base import Stream
 
 __all__ = ["Upgrader"]
@@ -18,7 +18,7 @@ class Upgrader:
     """Does the server's opening handshake on a stream. See Server for the arguments."""
 
     def __init__(self, handler: EventHandler | Callable[[Connection], object], options: ServerOptions | None = None) -> None:
-        self._service = ServerService(as_handler(handler), options or ServerOptions(), None, self._remember)
+        self._service = ServerService(as_handler(handler), options_or_default(options, ServerOptions), None, self._remember)
         self._failed: dict[Stream | None, Exception] = {}
 
     def upgrade_stream(self, stream: Stream) -> Connection:

@@ -148,7 +148,6 @@ def test_allowed_origins(origin: str) -> None:
 def test_403_for_other_origins(origins: list[str]) -> None:
     request = upgrade(*[("Origin", origin) for origin in origins])
     assert refused(request, origins=ORIGINS).status == 403
-    assert refused(request, origins=()).status == 403
     assert judge_upgrade(request, ServerOptions()).accept == ACCEPT
 
 
@@ -167,6 +166,8 @@ def test_403_for_other_origins(origins: list[str]) -> None:
 def test_subprotocol_by_the_servers_preference(offers: list[str], supported: list[str], chosen: str | None) -> None:
     request = upgrade(*[("Sec-WebSocket-Protocol", offer) for offer in offers])
     assert judge_upgrade(request, ServerOptions(subprotocols=supported)).subprotocol == chosen
+    if not supported:
+        return
     if chosen is None:
         assert refused(request, subprotocols=supported, require_subprotocol=True).status == 400
     else:

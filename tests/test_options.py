@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gws_gevent import EventHandler, Server, Upgrader, connect, serve
 from gws_gevent import options as options_module
 from gws_gevent.exceptions import GwsError
 from gws_gevent.options import PROTECTED_HEADERS, ClientOptions, ServerOptions
@@ -164,7 +165,8 @@ def test_seconds(cls: OptionsClass, name: str) -> None:
 @pytest.mark.parametrize(("cls", "name"), with_fields(FLAGS))
 def test_flags(cls: OptionsClass, name: str) -> None:
     for value in (True, False):
-        assert value_of(cls, name, value) is value
+        also = {"subprotocols": ["chat"]} if name == "require_subprotocol" else {}
+        assert getattr(cls(**{name: value, **also}), name) is value
     for wrong in (1, 0, "true", "", None):
         assert refused(cls, name, wrong) == f"must be True or False, not {wrong!r}"
 
@@ -223,9 +225,46 @@ def test_trusted_proxies() -> None:
 def test_origins() -> None:
     pattern = re.compile(r"https://[a-z]+\.example\.com")
     assert ServerOptions(origins=["https://example.com", pattern]).origins == ("https://example.com", pattern)
-    assert ServerOptions(origins=()).origins == ()
+    for origin in ("null", "http://localhost:8000", "http://[::1]:80", "https://a-b.example", "chrome-extension://abcdef", "app://-"):
+        assert ServerOptions(origins=[origin]).origins == (origin,)
     assert refused(ServerOptions, "origins", "https://example.com") == "must be a sequence of origins, not 'https://example.com'"
-    assert refused(ServerOptions, "origins", [5]) == "each must be a string or a compiled pattern, not 5"
+    for wrong in (5, None, b"https://example.com", re.compile(rb"https://.*")):
+        assert refused(ServerOptions, "origins", [wrong]) == f"each must be a string or a compiled pattern of one, not {wrong!r}"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "", "*", "example.com", "localhost:8000", "https://", "https://example.com/", "https://example.com/chat", "https://*.example.com",
+        "https://Example.com", "HTTPS://example.com", "https://example.com:", "https://example.com:123456", "//example.com", "Null",
+        "https://user@example.com", "https://b\u00fccher.example", "https://example.com\n", " https://example.com",
+    ],
+)  # fmt: skip
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    said = refused(ServerOptions, "origins", ["https://example.com", origin])
+    assert said == f"each is scheme://host or scheme://host:port in lower case, or 'null', not {origin!r}"
+
+
+@pytest.mark.parametrize("nobody", [(), []])
+def test_origins_that_let_nobody_in_are_refused(nobody: Any) -> None:
+    assert refused(ServerOptions, "origins", nobody) == "an empty list would let nobody in; None allows any origin"
+
+
+def test_a_required_subprotocol_needs_some_to_choose_from() -> None:
+    assert refused(ServerOptions, "require_subprotocol", True) == "without subprotocols nobody could get in"
+
+
+@pytest.mark.parametrize("wrong", [{}, {"parallel": 1}, 0, 5, "parallel=1", ServerOptions, ClientOptions()], ids=str)
+def test_options_of_another_kind_are_a_type_error(wrong: Any) -> None:
+    for make in (Server, Upgrader, serve):
+        with pytest.raises(TypeError, match=r"options are ServerOptions\(\.\.\.\), not "):
+            make(EventHandler(), options=wrong)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("wrong", [{}, 0, "parallel=1", ClientOptions, ServerOptions()], ids=str)
+def test_options_of_another_kind_are_a_type_error_for_connect(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"options are ClientOptions\(\.\.\.\), not "):
+        connect("ws://127.0.0.1:1/", options=wrong)
 
 
 def test_authorize() -> None:
