@@ -18,11 +18,12 @@ Belongs here: the tree below, and the facts each exception carries. Does not bel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from gws_gevent.frames import CloseInfo
+    from gws_gevent.http_head import Headers
 
 __all__ = [
     "ConnectionClosed",
@@ -38,6 +39,9 @@ __all__ = [
     "TransportError",
     "WriteQueueFull",
 ]
+
+#: Characters of a refusal's body that stand in the text of HandshakeRefused.
+MAX_SHOWN_BODY: Final = 200
 
 
 class GwsError(Exception):
@@ -81,19 +85,30 @@ class HandshakeError(GwsError):
 
 
 class HandshakeRefused(HandshakeError):
-    """The server did not switch protocols.
+    """The server did not switch protocols. The text ends with the first line of the answer's body, if a person can read it.
 
     Attributes:
         status: HTTP status code of the answer.
-        headers: its headers in order, names in lower case.
+        headers: of the answer, as those of a Request.
         body: the first bytes of its body (bounded).
     """
 
-    def __init__(self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
-        super().__init__(f"the server answered {status} instead of 101")
+    def __init__(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        said = f"the server answered {status} instead of 101"
+        if status == 200:
+            said += " (there is a page at this path, not a WebSocket endpoint)"
+        words = _first_line(body)
+        super().__init__(f"{said}: {words}" if words else said)
         self.status = status
-        self.headers = list(headers)
+        self.headers = headers
         self.body = body
+
+
+def _first_line(body: bytes) -> str:
+    """What a person can read of a body's first line: not HTML, nor anything that could move a terminal's cursor."""
+    line, _, _ = body.lstrip().partition(b"\n")
+    words = " ".join(line.decode(errors="replace").split())[:MAX_SHOWN_BODY]
+    return words if words.isprintable() and not words.startswith("<") else ""
 
 
 class Refusal(HandshakeError):

@@ -137,9 +137,9 @@ def test_a_refusal_carries_status_headers_and_body() -> None:
     with answering(lambda head: answer) as url, pytest.raises(HandshakeRefused) as refused:
         connect(url)
     assert refused.value.status == 403
-    assert refused.value.headers == [("content-length", "7"), ("x-why", "because")]
+    assert list(refused.value.headers) == [("content-length", "7"), ("x-why", "because")]
     assert refused.value.body == b"not you"
-    assert "403" in str(refused.value)
+    assert str(refused.value) == "the server answered 403 instead of 101: not you"
 
 
 def test_a_refusals_body_is_bounded() -> None:
@@ -153,7 +153,7 @@ def test_a_redirect_is_a_refusal_for_now() -> None:
     answer = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
     with answering(lambda head: answer) as url, pytest.raises(HandshakeRefused) as refused:
         connect(url)
-    assert (refused.value.status, dict(refused.value.headers)["location"]) == (302, "/there")
+    assert (refused.value.status, refused.value.headers["Location"]) == (302, "/there")
 
 
 def test_interim_responses_are_skipped_and_bounded() -> None:

@@ -121,9 +121,32 @@ def test_case_and_lists_do_not_matter(lines: list[tuple[str, str]]) -> None:
 def test_another_status_is_a_refusal_with_its_facts(status: int) -> None:
     with pytest.raises(HandshakeRefused) as caught:
         judge_response(answer(("Location", "/x"), status=status), KEY)
+    assert isinstance(caught.value, HandshakeError)
     assert caught.value.status == status
-    assert ("location", "/x") in caught.value.headers
+    assert caught.value.headers.get("LOCATION") == "/x"
     assert caught.value.body == b""
+    page = " (there is a page at this path, not a WebSocket endpoint)" if status == 200 else ""
+    assert str(caught.value) == f"the server answered {status} instead of 101{page}"
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b"Who are you?\n", ": Who are you?"),
+        (b"\r\n  Who\tare  you?\r\nsecond line\n", ": Who are you?"),
+        ("Grüße\n".encode(), ": Grüße"),
+        (b"caf\xe9", ": caf\ufffd"),
+        (b"x" * 4096, ": " + "x" * 200),
+        (b"", ""),
+        (b" \n ", ""),
+        (b"<!DOCTYPE html>\n<p>Who are you?", ""),
+        (b"\x1b[31mred", ""),
+        (b"bell \x07", ""),
+        ("\u202eright to left".encode(), ""),
+    ],
+)
+def test_the_text_of_a_refusal_shows_what_can_be_read_of_its_body(body: bytes, shown: str) -> None:
+    assert str(HandshakeRefused(401, Headers(), body)) == f"the server answered 401 instead of 101{shown}"
 
 
 @pytest.mark.parametrize(

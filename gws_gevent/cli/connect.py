@@ -20,7 +20,7 @@ from gws_gevent.cli.errors import UsageError, describe, positive_seconds
 from gws_gevent.cli.terminal import Input, Screen, standard_streams
 from gws_gevent.client import connect
 from gws_gevent.connection import Connection
-from gws_gevent.exceptions import ConnectionClosed, GwsError, HandshakeRefused, TransportError
+from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import Close, CloseInfo
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.options import ClientOptions
@@ -34,8 +34,6 @@ SUMMARY = "talk to a WebSocket server: lines in, messages out"
 
 #: Payload of the ping that asks the server whether it has read all we sent.
 END_OF_INPUT = b"end of input"
-#: Characters of a refusal's body that are repeated.
-MAX_SHOWN_BODY = 200
 
 _EPILOG = """\
 URLs:
@@ -105,8 +103,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         conn = connect(args.url, talk, options, ssl_context=context)
         return talk.finish(conn)
-    except HandshakeRefused as refused:
-        raise UsageError(f"{args.url}: {refused}{_first_words(refused.body)}") from refused
     except BrokenPipeError:
         raise
     except (GwsError, OSError) as error:
@@ -142,11 +138,6 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         return client_context(args.ca, verify=not args.insecure) if secure else None
     except GwsError as error:
         raise UsageError(describe(error)) from error
-
-
-def _first_words(body: bytes) -> str:
-    words = " ".join(body.decode(errors="replace").split())
-    return f": {words[:MAX_SHOWN_BODY]}" if words and words.isprintable() and not words.startswith("<") else ""
 
 
 class Talk(EventHandler):
