@@ -18,6 +18,8 @@ from gws_gevent.options import ServerOptions
         ("read_max_payload_size=16MiB", 16 * 1024 * 1024),
         ("read_max_payload_size=64 KiB", 64 * 1024),
         ("max_buffered=2GiB", 2 * 1024**3),
+        ("max_buffered=2gib", 2 * 1024**3),
+        ("max_request_head=8 KIB", 8 * 1024),
         ("max_fragments=1_000", 1000),
         ("parallel=0", 0),
         ("handshake_timeout=2.5", 2.5),
@@ -27,6 +29,10 @@ from gws_gevent.options import ServerOptions
         ("max_connections=10", 10),
         ("check_utf8=false", False),
         ("no_delay=True", True),
+        ("no_delay=YES", True),
+        ("no_delay=on", True),
+        ("no_delay=no", False),
+        ("no_delay=Off", False),
         ("slow_consumer=drop", "drop"),
         ("subprotocols=chat, superchat", ("chat", "superchat")),
         ("subprotocols=", ()),
@@ -61,11 +67,21 @@ def test_nothing_given_is_the_defaults() -> None:
         (["zzz=1"], "--option zzz: there is no such option; 'gws-gevent serve --help' lists them"),
         (["ping_interval"], "--option ping_interval: must be NAME=VALUE"),
         (["ping_interval=soon"], "--option ping_interval: must be none or a number, not 'soon'"),
-        (["ping_interval=-1"], "--option ping_interval: must be a positive number of seconds or None, not -1.0"),
-        (["ping_interval=nan"], "--option ping_interval: must be a positive number of seconds or None, not nan"),
-        (["max_fragments=many"], "--option max_fragments: must be a whole number, or a size such as 64KiB or 16MiB, not 'many'"),
+        (["ping_interval=-1"], "--option ping_interval: must be a positive number of seconds or none, not -1"),
+        (["ping_interval=0"], "--option ping_interval: must be a positive number of seconds or none, not 0"),
+        (["close_timeout=1e9999"], "--option close_timeout: must be a positive number of seconds, not 1e9999"),
+        (["max_connections=0"], "--option max_connections: must be a whole number of at least 1 or none, not 0"),
+        (["max_connections=1KiB"], "--option max_connections: must be none or a whole number, not '1KiB'"),
+        (["parallel=1KiB"], "--option parallel: must be a whole number, not '1KiB'"),
+        (["read_max_payload_size=0KiB"], "--option read_max_payload_size: must be a whole number of at least 1, not 0KiB"),
+        (["origins="], "--option origins: an empty list would let nobody in"),
+        (["origins=example.org"], "--option origins: each is scheme://host"),
+        (["require_subprotocol=yes"], "--option require_subprotocol: without subprotocols"),
+        (["ping_interval=nan"], "--option ping_interval: must be a positive number of seconds or none, not nan"),
+        (["max_fragments=many"], "--option max_fragments: must be a whole number, not 'many'"),
+        (["write_high_water=x"], "--option write_high_water: must be a whole number, or a size such as 64KiB or 16MiB, not 'x'"),
         (["max_fragments=0"], "--option max_fragments: must be a whole number of at least 1, not 0"),
-        (["max_fragments=1.5"], "--option max_fragments: must be a whole number, or a size such as 64KiB or 16MiB, not '1.5'"),
+        (["max_fragments=1.5"], "--option max_fragments: must be a whole number, not '1.5'"),
         (["read_max_payload_size=16MB"], "--option read_max_payload_size: must be a whole number, or a size"),
         (["no_delay=maybe"], "--option no_delay: must be true or false, not 'maybe'"),
         (["slow_consumer=wait"], "--option slow_consumer: must be close or drop or block, not 'wait'"),
@@ -90,6 +106,7 @@ def test_the_list_has_every_option_that_can_be_set() -> None:
     assert set(listed) == {item.name for item in fields(ServerOptions)} - {"authorize", "new_session", "logger"}
     assert listed["read_max_payload_size"] == "16MiB"
     assert listed["max_fragments"] == "131072"
+    assert listed["max_request_head"] == "16KiB"
     assert listed["handshake_timeout"] == "5"
     assert listed["read_timeout"] == "none"
     assert listed["check_utf8"] == "true"

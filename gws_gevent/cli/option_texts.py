@@ -21,11 +21,11 @@ from gws_gevent.options import ServerOptions
 
 __all__ = ["describe_options", "server_options"]
 
-#: Large default values that are no bytes.
-COUNTS = frozenset({"max_fragments"})
-
 _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-_WHOLE = re.compile(r"(-?[0-9][0-9_]*) ?([KMG]iB|)")
+_FACTORS = {unit.lower(): factor for unit, factor in _UNITS.items()}
+_SIZE = re.compile(r"(-?[0-9][0-9_]*) ?([KMG]iB|)", re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile(r"-?[0-9][0-9_]*")
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def server_options(texts: Sequence[str]) -> ServerOptions:
@@ -37,12 +37,14 @@ def server_options(texts: Sequence[str]) -> ServerOptions:
         UsageError: an unknown option or a wrong value; it names the option.
     """
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for text in texts:
         name, separator, value = text.partition("=")
         name = name.strip()
         if not separator:
             raise UsageError(f"--option {text}: must be NAME=VALUE")
-        parsed = _parse(name, value.strip())
+        given[name] = value.strip()
+        parsed = _parse(name, given[name])
         if name not in values:
             values[name] = parsed
         elif isinstance(parsed, tuple) and isinstance(values[name], tuple):
@@ -54,13 +56,28 @@ def server_options(texts: Sequence[str]) -> ServerOptions:
     try:
         return ServerOptions(**values)
     except ValueError as error:
-        raise UsageError(f"--option {error}") from error
+        raise UsageError(f"--option {_about_text(str(error), values, given)}") from error
+
+
+def _about_text(said: str, values: Mapping[str, Any], given: Mapping[str, str]) -> str:
+    """What an option says about its value, said about the text that was given for it."""
+    name = said.partition(":")[0]
+    value = f"not {values.get(name)!r}"
+    if name not in given or not said.endswith(value):
+        return said
+    return said.removesuffix(value).replace(" or None", " or none") + f"not {given[name]}"
 
 
 def describe_options() -> str:
     """List what can be set, one option a line with its default."""
     settable = [item for item in fields(ServerOptions) if _parsers(_types()[item.name])]
-    return "\n".join(f"  {item.name:<24} {_written(_default(item), size=item.name not in COUNTS)}" for item in settable)
+    return "\n".join(f"  {item.name:<24} {_written(_default(item), size=item.name in _sizes())}" for item in settable)
+
+
+@cache
+def _sizes() -> frozenset[str]:
+    """The options that are bytes, and may be given as 16MiB."""
+    return frozenset(item.name for item in fields(ServerOptions) if item.metadata.get("unit") == "bytes")
 
 
 @cache
@@ -74,7 +91,7 @@ def _parse(name: str, text: str) -> Any:
         near = get_close_matches(name, _types(), n=1)
         hint = f"did you mean {near[0]}?" if near else "'gws-gevent serve --help' lists them"
         raise UsageError(f"--option {name}: there is no such option; {hint}")
-    parsers = _parsers(_types()[name])
+    parsers = [(_size, "a whole number, or a size such as 64KiB or 16MiB")] if name in _sizes() else _parsers(_types()[name])
     if not parsers:
         raise UsageError(f"--option {name}: takes a Python object and cannot be set here")
     for parser, _ in parsers:
@@ -108,16 +125,22 @@ def _none(text: str) -> None:
 
 
 def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
+    if text.lower() not in _FLAGS:
         raise ValueError(text)
-    return text.lower() == "true"
+    return _FLAGS[text.lower()]
 
 
 def _whole(text: str) -> int:
-    match = _WHOLE.fullmatch(text)
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(text)
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _FACTORS[match[2].lower()]
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -142,7 +165,7 @@ def _choice(choices: Sequence[str]) -> Callable[[str], str]:
 
 _SCALARS: dict[Any, tuple[tuple[Callable[[str], Any], str], ...]] = {
     bool: ((_flag, "true or false"),),
-    int: ((_whole, "a whole number, or a size such as 64KiB or 16MiB"),),
+    int: ((_whole, "a whole number"),),
     float: ((float, "a number"),),
     str: ((str, "text"),),
     NoneType: ((_none, "none"),),
