@@ -63,6 +63,8 @@ class Recorder(EventHandler):
     def route(self, request: Request) -> EventHandler | Response | None:
         if request.path == "/secret":
             raise Refusal(401, "Who are you?\n")
+        if request.path == "/page":
+            return Response(200, "<!DOCTYPE html>\n")
         return self
 
 
@@ -175,9 +177,22 @@ def test_wait_inf_stays_until_the_server_closes(running: Running) -> None:
 
 def test_once_without_a_message_is_a_failure(running: Running) -> None:
     finished = run_connect(running.url, "--once", "--timeout", "1", stdin="silence\n")
-    assert_one_line(finished, 1, "no message came")
+    assert_one_line(finished, 1, f"{running.url}: no message within 1 seconds (--timeout)\n")
     wait_until(lambda: running.seen.closed)
     assert running.seen.closed[0].code == 1000
+
+
+def test_once_with_a_server_that_closes_instead_is_a_failure(running: Running) -> None:
+    finished = run_connect(running.url, "--once", stdin="close\n")
+    assert_one_line(finished, 1, f"{running.url}: the server closed with 4001 go away before a message came\n")
+
+
+def test_an_output_that_cannot_be_written_ends_the_connection(running: Running) -> None:
+    command = 'exec "$@" >/dev/full'
+    finished = run_program(["sh", "-c", command, "sh", *CONNECT, running.url, "--wait", "inf"], stdin="hello\n")
+    assert finished == (1, "", "gws-gevent: stdout: No space left on device\n")
+    wait_until(lambda: running.seen.closed)
+    assert running.seen.closed[0].clean
 
 
 def test_a_clean_close_by_the_server_is_success(running: Running) -> None:
@@ -274,6 +289,28 @@ def test_a_certificate_is_verified_unless_told_otherwise(tmp_path: Path) -> None
         assert run_connect(running.url, "--once", "--insecure", stdin="hi\n") == (0, "hi\n", "")
 
 
+def test_a_client_shows_its_certificate(tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    ca, both, cert, key = (str(tmp_path / name) for name in ("ca.pem", "both.pem", "cert.pem", "key.pem"))
+    authority.cert_pem.write_to_path(ca)
+    authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA).private_key_and_cert_chain_pem.write_to_path(both)
+    ours = authority.issue_cert("client.example", key_type=trustme.KeyType.ECDSA)
+    ours.cert_chain_pems[0].write_to_path(cert)
+    ours.private_key_pem.write_to_path(key)
+    with run_server("tls://127.0.0.1:0", settings=ListenSettings(tls=TlsFiles(both, None, ca))) as running:
+        once = [running.url, "--once", "--ca", ca]
+        assert run_connect(*once, "--cert", cert, "--key", key, stdin="hi\n") == (0, "hi\n", "")
+        assert run_connect(*once, "--cert", both, stdin="hi\n") == (0, "hi\n", "")
+        assert run_connect(*once, stdin="hi\n").status != 0
+    assert_one_line(run_connect(*once, "--cert", cert), 2, f"{cert}: no private key")
+    assert_one_line(run_connect(*once, "--cert", both, "--key", key), 2, f"{key}: this key does not belong to the certificate in {both}")
+    assert_one_line(run_connect(*once, "--cert", f"{tmp_path}/none.pem"), 2, f"{tmp_path}/none.pem: No such file or directory")
+
+
+def test_a_page_is_no_websocket_endpoint(running: Running) -> None:
+    assert_one_line(run_connect(f"{running.url}/page"), 2, "/page: the server answered 200 instead of 101 (there is a page at this path")
+
+
 def test_a_refusal_is_told_with_its_text(running: Running) -> None:
     assert_one_line(run_connect(f"{running.url}/secret"), 2, "/secret: the server answered 401 instead of 101: Who are you?\n")
 
@@ -311,7 +348,12 @@ def test_an_interrupt_ends_the_opening_handshake() -> None:
         ([], "the following arguments are required: URL"),
         (["http://127.0.0.1/"], "a WebSocket URL begins with ws:// or wss://"),
         (["ws://127.0.0.1:99999/"], "a port is 1 to 65535"),
-        (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'"),
+        (["ws+nothing://127.0.0.1/"], "ws+nothing://127.0.0.1/: no transport serves 'nothing'; known are tcp, tls, unix\n"),
+        (["ws+memory://name/"], "ws+memory://name/: memory stays inside of one process"),
+        (["ws://127.0.0.1/", "again"], "unrecognized arguments: again (see gws-gevent connect --help)\n"),
+        (["ws://127.0.0.1/", "--cert", "c.pem"], "--cert: ws://127.0.0.1/ uses no TLS"),
+        (["ws://127.0.0.1/", "--key", "k.pem"], "--key: ws://127.0.0.1/ uses no TLS"),
+        (["wss://127.0.0.1/", "--key", "k.pem"], "--key: needs --cert"),
         (["ws://127.0.0.1/", "--header", "nothing"], "--header 'nothing': must be NAME: VALUE"),
         (["ws://127.0.0.1/", "--header", "Upgrade: h2c"], "--header: Upgrade belongs to the handshake"),
         (["ws://127.0.0.1/", "--header", "a: 1", "--header", "A: 2"], "--header 'A: 2': A is given twice"),

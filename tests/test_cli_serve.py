@@ -61,10 +61,11 @@ def ask(server: ServerProcess, request: str) -> tuple[str, str]:
 def test_every_address_is_printed_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "app.sock"
     with run_server_process([*SERVE, "--bind", ANY_PORT, f"unix:{path}", "--bind", "tcp://127.0.0.1:0"]) as server:
-        line, rest = server.output().split("\n", 1)
-        assert rest == ""
-        assert line == f"serving on {' '.join(server.addresses)}"
-        first, second, third = server.addresses
+        line = server.output().partition("\n")[0]
+        said, _, addresses = line.partition("serving on ")
+        first, second, third = addresses.split(" ")
+        assert said == ""
+        assert server.addresses[:3] == [first, second, third]
         assert second == f"unix:{path}"
         assert len({first, third, "tcp://127.0.0.1:0"}) == 3
         for url in (first.replace("tcp:", "ws:") + "/echo", f"ws+unix:{path}:/echo", third.replace("tcp:", "ws:") + "/echo"):
@@ -72,6 +73,26 @@ def test_every_address_is_printed_in_one_line(tmp_path: Path) -> None:
                 conn.send("over here")
                 assert conn.receive(timeout=5) == "over here"
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("bind", "place"),
+    [("127.0.0.1:0", "http://127.0.0.1:"), (":0", "http://localhost:"), ("[::1]:0", "http://[::1]:")],
+)
+def test_the_demonstration_says_where_its_page_is(bind: str, place: str, tmp_path: Path) -> None:
+    with run_server_process([*SERVE, "--bind", f"unix:{tmp_path}/s", bind]) as server:
+        wait_until(lambda: "browser\n" in server.output())
+        assert server.output().split("\n", 1)[1] == f"open {place}{server.addresses[1].rpartition(':')[2]}/ in a browser\n"
+
+
+def test_nobody_is_sent_to_a_page_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    env = {"PYTHONPATH": str(Path.cwd())}
+    for args, cwd in ((["--bind", f"unix:{tmp_path}/s"], None), (["--bind", ANY_PORT, "--handler", "app:reverse"], tmp_path)):
+        with run_server_process([*SERVE, *args], cwd=cwd or Path.cwd(), env=env) as server:
+            server.process.terminate()
+            assert server.wait() == 0
+            assert "browser" not in server.output()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -228,6 +249,24 @@ class Space:
 made = Shout()
 number = 7
 
+class Plain:
+    pass
+
+class Callable:
+    def __call__(self, conn):
+        conn.send("called")
+
+called = Callable()
+
+def two(conn, what): ...
+
+def none(): ...
+
+def keyword(conn, *, what): ...
+
+def optional(conn, what=1, *more):
+    conn.send("optional")
+
 def reverse(conn):
     for message in conn:
         conn.send(message[::-1])
@@ -238,7 +277,8 @@ async def modern(conn): ...
 
 @pytest.mark.parametrize(
     ("name", "answer"),
-    [("app:Shout", "ABC"), ("app:made", "ABC"), ("app:Space.nested", "ABC"), ("app:reverse", "cba"), ("pack.app:reverse", "cba")],
+    [("app:Shout", "ABC"), ("app:made", "ABC"), ("app:Space.nested", "ABC"), ("app:reverse", "cba"), ("pack.app:reverse", "cba"),
+     ("app:called", "called"), ("app:called.__call__", "called"), ("app:optional", "optional")],
 )
 def test_a_handler_serves_every_path(tmp_path: Path, name: str, answer: str) -> None:
     (tmp_path / "app.py").write_text(APP)
@@ -258,6 +298,17 @@ def test_a_handler_serves_every_path(tmp_path: Path, name: str, answer: str) -> 
         ("app:missing", "--handler app:missing: app has no missing"),
         ("app:number", "--handler app:number: a handler is an EventHandler or a function"),
         ("app:Needy", "--handler app:Needy: cannot be made without arguments: TypeError: "),
+        ("app:Needy", "missing 1 required positional argument: 'what'\n"),
+        ("app:Plain", "--handler app:Plain: is a class, but no EventHandler\n"),
+        ("app:two", "--handler app:two: is to be called with one argument, the connection: missing a required argument: 'what'\n"),
+        ("app:none", "--handler app:none: is to be called with one argument, the connection: too many positional arguments\n"),
+        ("app:keyword", "--handler app:keyword: is to be called with one argument, the connection: missing a required"),
+        ("app.py:reverse", "--handler app.py:reverse: did you mean app:reverse?\n"),
+        ("nothere.py:x", "--handler nothere.py:x: did you mean nothere:x?\n"),
+        ("./app:reverse", "--handler ./app:reverse: MODULE is a module's name, such as app or package.app, not a path\n"),
+        ("../app:reverse", "MODULE is a module's name"),
+        ("wrong:x", "wrong cannot be imported: ValueError: parallel: must be a whole number of at least 0, not -1 ("),
+        ("wrong:x", "/wrong.py, line 2)\n"),
         ("app:modern", "--handler app:modern: is a coroutine function"),
         ("app", "--handler app: must be MODULE:OBJECT"),
         (":x", "--handler :x: must be MODULE:OBJECT"),
@@ -269,6 +320,7 @@ def test_a_handler_serves_every_path(tmp_path: Path, name: str, answer: str) -> 
 def test_a_handler_that_cannot_be_had_is_told_in_one_line(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "broken.py").write_text("oops\n")
+    (tmp_path / "wrong.py").write_text("from gws_gevent import ServerOptions\nServerOptions(parallel=-1)\n")
     (tmp_path / "syntax.py").write_text("def\n")
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     assert_one_line(run_serve("--bind", ANY_PORT, "--handler", name, cwd=tmp_path), said)
@@ -331,7 +383,22 @@ def test_a_certificate_makes_a_bare_endpoint_tls_and_is_reloaded(tls_files: File
         assert certificate_of(server, tls_files.ca) == second
 
 
+def test_certificates_of_an_endpoint_are_reloaded_too(tls_files: Files) -> None:
+    with run_server_process([*SERVE, "--bind", f"tls://{ANY_PORT}?cert={tls_files.cert}&key={tls_files.key}"]) as server:
+        first = certificate_of(server, tls_files.ca)
+        tls_files.issue()
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "certificates reloaded" in server.output())
+        assert certificate_of(server, tls_files.ca) != first
+
+
 # Errors
+
+
+def test_an_output_that_cannot_be_written_is_told_in_one_line() -> None:
+    command = 'exec "$@" >/dev/full'
+    finished = run_program(["sh", "-c", command, "sh", sys.executable, *SERVE, "--bind", ANY_PORT])
+    assert finished == (1, "", "gws-gevent: stdout: No space left on device\n")
 
 
 def test_a_busy_port_is_told_in_one_line() -> None:
@@ -365,21 +432,30 @@ def test_a_file_that_is_no_certificate_is_told_in_one_line(tls_files: Files, tmp
     ("args", "said"),
     [
         (["--bind", "127.0.0.1"], "--bind '127.0.0.1': an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path"),
-        (["--bind", "127.0.0.1:99999"], "--bind '127.0.0.1:99999'"),
+        (["--bind", "127.0.0.1:99999"], "--bind '127.0.0.1:99999': a port is 0 to 65535, not '99999'"),
+        (["--bind", "3001"], "--bind '3001': did you mean :3001?\n"),
+        (["--bind", "*:3001"], "--bind '*:3001': all addresses are :3001\n"),
+        (["--bind", "http://:3001"], "--bind 'http://:3001': an endpoint begins with tcp://, not http://\n"),
+        (["--bind", "memory:x"], "--bind memory:x: memory stays inside of one process: it is for tests\n"),
+        (["--bind", "tcp://:0?what=1"], "--bind 'tcp://:0?what=1': tcp has no parameter what"),
+        (["--bind", "tls://:0?key=k.pem", "--cert", "c.pem"], "--bind 'tls://:0?key=k.pem': "),
+        ([":3090"], "unrecognized arguments: :3090; did you mean --bind :3090? (see gws-gevent serve --help)\n"),
+        (["3090"], "unrecognized arguments: 3090; did you mean --bind :3090? (see gws-gevent serve --help)\n"),
+        (["app:echo"], "unrecognized arguments: app:echo (see gws-gevent serve --help)\n"),
         (["--bind", "::1:3001"], "an IPv6 address stands in brackets"),
-        (["--bind", "ftp://127.0.0.1:0"], "no transport serves 'ftp'"),
+        (["--bind", "ftp://127.0.0.1:0"], "--bind ftp://127.0.0.1:0: no transport serves 'ftp'; known are tcp, tls, unix\n"),
         (["--bind", "unix:/no/such/folder/x.sock"], "No such file or directory"),
         (["--bind", "tls://127.0.0.1:0"], "--bind tls://127.0.0.1:0: needs --cert"),
         (["--bind", "unix:/run/x.sock", "--cert", "c.pem"], "--cert: no endpoint uses TLS"),
         (["--key", "k.pem"], "--key: needs --cert"),
         (["--client-ca", "c.pem"], "--client-ca: needs --cert"),
-        (["--backlog", "0"], "argument --backlog: '0' is not a whole number from 1 on"),
+        (["--backlog", "0"], "argument --backlog: '0' is not a whole number from 1 on (see gws-gevent serve --help)\n"),
         (["--backlog", "x"], "argument --backlog: 'x' is not"),
         (["--stop-timeout", "0"], "argument --stop-timeout: '0' is not a positive number of seconds"),
         (["--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
         (["--option", "nothing=1"], "--option nothing: there is no such option"),
         (["--option", "parallel=x"], "--option parallel: must be a whole number"),
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--nonsense"], "unrecognized arguments: --nonsense (see gws-gevent serve --help)\n"),
         (["--bind"], "argument --bind: expected at least one argument"),
     ],
 )

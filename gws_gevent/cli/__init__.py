@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from gws_gevent import __version__
 from gws_gevent.cli import connect, serve
-from gws_gevent.cli.errors import UsageError
+from gws_gevent.cli.errors import OutputError, UsageError
 
 __all__ = ["main"]
 
@@ -40,21 +40,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes the process's.
 
     Returns:
-        0 for success, 1 if the work ended badly, 2 for an error of the user, told in one line on stderr.
+        0 for success, 1 if the work ended badly, 2 for an error of the user. Errors are told in one line on stderr.
     """
     try:
-        args = _make_parser().parse_args(argv)
+        args, rest = _make_parser().parse_known_args(argv)
+        if rest:
+            hint = serve.hint_at(rest[0]) if args.command == serve.NAME else ""
+            raise UsageError(f"unrecognized arguments: {' '.join(rest)}{hint} (see {PROGRAM} {args.command} --help)")
         status: int = args.run(args)
         return status
     except UsageError as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(error)
         return WRONG_USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone. The interpreter flushes stdout once more at its end: let that succeed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputError as error:
+        _tell(error)
+        _drop_output()
         return FAILED
+    except BrokenPipeError:
+        # Whoever read our output has gone.
+        _drop_output()
+        return FAILED
+
+
+def _tell(error: Exception) -> None:
+    print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more at its end: let that succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _make_parser() -> argparse.ArgumentParser:

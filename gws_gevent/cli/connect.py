@@ -16,7 +16,7 @@ import gevent
 from gevent.event import Event
 from greenlet import getcurrent
 
-from gws_gevent.cli.errors import UsageError, describe, positive_seconds
+from gws_gevent.cli.errors import OutputError, UsageError, describe, positive_seconds, problem_of_scheme
 from gws_gevent.cli.terminal import Input, Screen, standard_streams
 from gws_gevent.client import connect
 from gws_gevent.connection import Connection
@@ -24,7 +24,8 @@ from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import Close, CloseInfo
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.options import ClientOptions
-from gws_gevent.transports.tls_contexts import client_context
+from gws_gevent.transports.base import TlsFiles
+from gws_gevent.transports.tls_contexts import client_context, server_context
 from gws_gevent.urls import parse_url
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
@@ -47,11 +48,11 @@ When stdin ends, the server is sent a ping, to learn that it has read everything
 
 exit status:
   0  the connection ended with a closing handshake
-  1  it ended otherwise, or --once got no message
+  1  it ended otherwise, --once got no message, or the output could not be written
   2  it could not be opened, or an argument or the input was wrong
 
 examples:
-  gws-gevent connect ws://127.0.0.1:3001/chat?name=Ada
+  gws-gevent connect "ws://127.0.0.1:3001/chat?name=Ada"
   echo hello | gws-gevent connect ws://127.0.0.1:3001/echo --once
   gws-gevent connect wss://example.org/feed --header "Authorization: Bearer TOKEN" --wait inf </dev/null >feed.txt
 """
@@ -65,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
     add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
     add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
+    add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
+    add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
     add(
         "--timeout",
         type=positive_seconds,
@@ -130,12 +133,24 @@ def _options(args: argparse.Namespace) -> ClientOptions:
 
 def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
     try:
-        secure = parse_url(args.url).secure
-        if not secure and (args.insecure or args.ca is not None):
-            raise UsageError(f"{'--insecure' if args.insecure else '--ca'}: {args.url} uses no TLS")
+        url = parse_url(args.url)
+        problem = problem_of_scheme(url.scheme.rpartition("+")[2]) if "+" in url.scheme else None
+        if problem is not None:
+            raise UsageError(f"{args.url}: {problem}")
+        for flag, given in (("--insecure", args.insecure), ("--ca", args.ca), ("--cert", args.cert), ("--key", args.key)):
+            if given and not url.secure:
+                raise UsageError(f"{flag}: {args.url} uses no TLS")
         if args.insecure and args.ca is not None:
             raise UsageError("--insecure and --ca exclude each other")
-        return client_context(args.ca, verify=not args.insecure) if secure else None
+        if args.key is not None and args.cert is None:
+            raise UsageError("--key: needs --cert")
+        if not url.secure:
+            return None
+        context = client_context(args.ca, verify=not args.insecure)
+        if args.cert is not None:
+            server_context(TlsFiles(args.cert, args.key))  # says which of the files is wrong, if one is
+            context.load_cert_chain(args.cert, args.key)
+        return context
     except GwsError as error:
         raise UsageError(describe(error)) from error
 
@@ -151,6 +166,7 @@ class Talk(EventHandler):
         self._wait: float | None = args.wait
         self._timeout: float = args.timeout
         self._shown = 0
+        self._in_vain = False
         self._ended = Event()
         self._news = Event()
         self._all_read = Event()
@@ -176,8 +192,13 @@ class Talk(EventHandler):
             print(f"gws-gevent: {self._url}: connection lost: {_describe(info)}", file=sys.stderr)
         missing = self._once and not self._shown and not self._interrupted
         if missing and info.clean:
-            print(f"gws-gevent: {self._url}: no message came", file=sys.stderr)
+            print(f"gws-gevent: {self._url}: {self._why_none_came(info)}", file=sys.stderr)
         return 0 if info.clean and not missing else 1
+
+    def _why_none_came(self, info: CloseInfo) -> str:
+        if self._in_vain or info.received is None:
+            return f"no message within {self._timeout:g} seconds (--timeout)"
+        return f"the server closed with {_said(info.received)} before a message came"
 
     def interrupt(self) -> None:
         """Ctrl-C: close the connection; the second time, or before it is open, drop everything."""
@@ -229,8 +250,10 @@ class Talk(EventHandler):
             self._await_answers(conn)
         except ConnectionClosed:
             return
-        except (UsageError, GwsError, OSError) as error:
-            self._problem = error if isinstance(error, UsageError | BrokenPipeError) else UsageError(describe(error))
+        except (UsageError, OutputError, BrokenPipeError) as error:
+            self._problem = error
+        except (GwsError, OSError) as error:
+            self._problem = UsageError(describe(error))
         conn.close()
 
     def _close_after_one(self, conn: Connection) -> None:
@@ -239,7 +262,7 @@ class Talk(EventHandler):
 
     def _await_answers(self, conn: Connection) -> None:
         if self._once:
-            self._news.wait(self._timeout)
+            self._in_vain = not self._news.wait(self._timeout)
             return
         if self._source.terminal:
             return
@@ -251,10 +274,10 @@ class Talk(EventHandler):
                 return
 
     def _show(self, conn: Connection, show: Callable[[Any], None], what: str | bytes) -> None:
-        """Show something; if nobody reads it any more, end the connection."""
+        """Show something; if that cannot be done any more, end the connection."""
         try:
             show(what)
-        except OSError as error:
+        except (BrokenPipeError, OutputError) as error:
             self._problem = error
             conn.write_close()
 

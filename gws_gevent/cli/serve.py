@@ -23,9 +23,9 @@ import gevent
 from gevent.event import Event
 
 from gws_gevent.cli.demo import Demo
-from gws_gevent.cli.errors import UsageError, describe, positive_seconds
+from gws_gevent.cli.errors import UsageError, describe, positive_seconds, problem_of_scheme, writing_output
 from gws_gevent.cli.option_texts import describe_options, server_options
-from gws_gevent.exceptions import GwsError
+from gws_gevent.exceptions import EndpointError, GwsError
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.options import ServerOptions
 from gws_gevent.server import Server
@@ -38,20 +38,22 @@ SUMMARY = "run a WebSocket server"
 
 DEFAULT_ENDPOINT = "127.0.0.1:3001"
 #: Endpoints of these schemes have no use for a certificate.
-PLAIN_SCHEMES = frozenset({"tcp", "unix", "memory"})
+PLAIN_SCHEMES = frozenset({"tcp", "unix"})
+#: Where this package is.
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _EPILOG = """\
 endpoints:
   127.0.0.1:3001, :3001        TCP on one address, or on all of them; TLS if there is --cert. Port 0 is any free port
   tcp://HOST:PORT              TCP, also if there is --cert; an IPv6 address stands in brackets, as in tcp://[::1]:3001
-  tls://HOST:PORT              TLS; needs --cert
-  unix:/path/of/socket         a Unix socket; unix:/path?mode=660&group=www-data sets its rights
+  tls://HOST:PORT              TLS, with --cert or "tls://HOST:PORT?cert=FILE&key=FILE"
+  unix:/path/of/socket         a Unix socket; "unix:/path?mode=660&group=www-data" sets its rights
   unix:@name                   a Linux abstract socket
 
 The addresses that were bound are printed in one line on stdout, separated by spaces. SIGINT (Ctrl-C) and SIGTERM close every
 connection with 1001 and end the server with exit status 0; a second one ends it at once. SIGHUP reads the certificate files
-again; without --cert it stops the server like SIGTERM.
+again; without certificates it stops the server like SIGTERM.
 
 options for --option NAME=VALUE, with their defaults (numbers, sizes such as 16MiB, true and false, none, comma-separated lists):
 {options}
@@ -103,24 +105,50 @@ def run(args: argparse.Namespace) -> int:
     options = server_options(args.option)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = _make_server(args.handler, options)
+    has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
     stopping = Event()
     # Before the addresses are printed: whoever reads them may send a signal at once.
     watchers = [gevent.signal_handler(number, stopping.set) for number in (signal.SIGINT, signal.SIGTERM)]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None:
-        watchers.append(gevent.signal_handler(hangup, lambda: _reload(server) if settings.tls is not None else stopping.set()))
+        watchers.append(gevent.signal_handler(hangup, lambda: _reload(server) if has_certificates else stopping.set()))
     try:
         server.start(*endpoints, settings=settings)
+    except EndpointError as error:
+        raise UsageError(f"--bind {error}") from error
     except (GwsError, OSError) as error:
         raise UsageError(describe(error)) from error
     try:
-        print("serving on", *server.addresses, flush=True)
+        with writing_output():
+            print("serving on", *server.addresses, flush=True)
+        if args.handler is None:
+            _show_the_page(server.addresses)
         stopping.wait()
     finally:
         for watcher in watchers:
             watcher.cancel()  # from here on a signal does what it does to any program
         server.stop(args.stop_timeout)
     return 0
+
+
+def _show_the_page(addresses: Sequence[str]) -> None:
+    """Tell a person where the demonstration's page is, if a browser can reach it."""
+    for address in map(Endpoint.parse, addresses):
+        scheme = {"tcp": "http", "tls": "https"}.get(address.scheme)
+        if scheme is not None:
+            host = "localhost" if address.host in ("0.0.0.0", "::") else address.host
+            print(f"open {Endpoint(scheme, host, address.port)}/ in a browser", file=sys.stderr, flush=True)
+            return
+
+
+def hint_at(argument: str) -> str:
+    """What somebody may have meant by an argument that does not belong to an option."""
+    endpoint = f":{argument}" if argument.isdecimal() else argument
+    try:
+        Endpoint.parse(endpoint)
+    except GwsError:
+        return ""
+    return f"; did you mean --bind {endpoint}?"
 
 
 def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
@@ -137,6 +165,9 @@ def _endpoint(text: str, tls: bool) -> Endpoint:
         endpoint = Endpoint.parse(text)
     except GwsError as error:
         raise UsageError(f"--bind {error}") from error
+    problem = problem_of_scheme(endpoint.scheme)
+    if problem is not None:
+        raise UsageError(f"--bind {text}: {problem}")
     bare = endpoint.scheme == "tcp" and "://" not in text.partition("?")[0]
     return replace(endpoint, scheme="tls") if bare and tls else endpoint
 
@@ -145,8 +176,8 @@ def _check_certificates(endpoints: Sequence[Endpoint], tls: bool) -> None:
     if tls and all(endpoint.scheme in PLAIN_SCHEMES for endpoint in endpoints):
         raise UsageError(f"--cert: no endpoint uses TLS: {' '.join(map(str, endpoints))}")
     for endpoint in endpoints:
-        if endpoint.scheme == "tls" and not tls:
-            raise UsageError(f"--bind {endpoint}: needs --cert")
+        if endpoint.scheme == "tls" and not tls and "cert" not in endpoint.params:
+            raise UsageError(f"--bind {endpoint}: needs --cert, or ?cert=FILE&key=FILE behind the port")
 
 
 def _reload(server: Server) -> None:
@@ -172,12 +203,16 @@ def _load_handler(name: str) -> EventHandler:
     module_name, separator, path = name.partition(":")
     if not separator or not module_name or not path:
         raise UsageError(f"--handler {name}: must be MODULE:OBJECT")
+    if os.sep in module_name or module_name.startswith("."):
+        raise UsageError(f"--handler {name}: MODULE is a module's name, such as app or package.app, not a path")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and module_name.endswith(".py"):
+            raise UsageError(f"--handler {name}: did you mean {module_name.removesuffix('.py')}:{path}?") from error
         raise UsageError(f"--handler {name}: {module_name} cannot be imported: {_with_place(error)}") from error
     try:
         found = attrgetter(path)(module)
@@ -189,22 +224,41 @@ def _load_handler(name: str) -> EventHandler:
 def _as_handler(found: Any, name: str) -> EventHandler:
     if inspect.iscoroutinefunction(found):
         raise UsageError(f"--handler {name}: is a coroutine function; a handler here is a plain function")
+    if isinstance(found, type):
+        if not issubclass(found, EventHandler):
+            raise UsageError(f"--handler {name}: is a class, but no EventHandler")
+        try:
+            return found()
+        except Exception as error:
+            raise UsageError(f"--handler {name}: cannot be made without arguments: {_with_place(error)}") from error
     try:
-        if isinstance(found, type) and issubclass(found, EventHandler):
-            found = found()
-    except Exception as error:
-        raise UsageError(f"--handler {name}: cannot be made without arguments: {_with_place(error)}") from error
-    try:
-        return as_handler(found)
+        handler = as_handler(found)
     except TypeError as error:
         raise UsageError(f"--handler {name}: {error}") from error
+    if handler is not found:
+        _check_takes_a_connection(found, name)
+    return handler
+
+
+def _check_takes_a_connection(function: Any, name: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # as of some that are written in C: it will show
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise UsageError(f"--handler {name}: is to be called with one argument, the connection: {error}") from error
 
 
 def _with_place(error: BaseException) -> str:
-    """An error in the user's code in one line: its kind, its text, and where it was raised."""
+    """An error in the user's code in one line: its kind, its text, and the last place outside of this package on the way to it."""
     said = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     # A module that is not there, or a syntax error, is raised in the machinery of imports, which helps nobody.
     if isinstance(error, SyntaxError) or not frames or frames[-1].filename.startswith("<frozen importlib"):
         return said
-    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})"
+    # What is compiled or generated has no absolute path.
+    while frames and (frames[-1].filename.startswith(_OURS) or not os.path.isabs(frames[-1].filename)):
+        frames.pop()
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said

@@ -13,7 +13,7 @@ from typing import IO, Final
 
 import gevent
 
-from gws_gevent.cli.errors import UsageError
+from gws_gevent.cli.errors import UsageError, writing_output
 
 __all__ = ["Input", "Screen", "standard_streams"]
 
@@ -96,7 +96,8 @@ class Screen:
         """Show a message: text as it is, binary as hexadecimal digits behind 0x.
 
         Raises:
-            OSError: nobody reads the output any more.
+            BrokenPipeError: nobody reads the output any more.
+            OutputError: it cannot be written.
         """
         text = data if isinstance(data, str) else f"0x{data.hex()}"
         if self.terminal:
@@ -128,8 +129,9 @@ class Screen:
 
     def _write(self, text: str) -> None:
         if self._output is not None:
-            self._output.write(text)
-            self._output.flush()
+            with writing_output():
+                self._output.write(text)
+                self._output.flush()
 
 
 def standard_streams() -> tuple[Input, Screen]:
