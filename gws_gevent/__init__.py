@@ -27,6 +27,8 @@ from gws_gevent.handshake import Headers, Request, Response
 from gws_gevent.options import ClientOptions, ServerOptions
 from gws_gevent.server import Server, serve
 from gws_gevent.session import SessionStorage
+from gws_gevent.transports.base import ListenSettings, TlsFiles
+from gws_gevent.transports.tls_contexts import client_context
 from gws_gevent.upgrader import Upgrader
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "HandshakeError",
     "HandshakeRefused",
     "Headers",
+    "ListenSettings",
     "Message",
     "MessageTooLarge",
     "MissingExtra",
@@ -58,10 +61,12 @@ __all__ = [
     "SessionStorage",
     "State",
     "StreamClosed",
+    "TlsFiles",
     "TransportError",
     "Upgrader",
     "WriteQueueFull",
     "__version__",
+    "client_context",
     "connect",
     "serve",
 ]

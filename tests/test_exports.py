@@ -15,8 +15,12 @@ from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
 EXPORTED = ("broadcast", "client", "connection", "exceptions", "frames", "handler", "options", "server", "session", "upgrader")
-#: Modules of which the package has some names; the rest is for those who use the core alone.
-EXPORTED_IN_PART = {"handshake": {"Headers", "Request", "Response"}}
+#: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
+EXPORTED_IN_PART = {
+    "handshake": {"Headers", "Request", "Response"},
+    "transports.base": {"ListenSettings", "TlsFiles"},
+    "transports.tls_contexts": {"client_context"},
+}
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
     "cli", "deadlines", "extensions", "http_head", "integrations", "messages", "opening", "outgoing", "protocol", "proxy_headers",
