@@ -165,8 +165,10 @@ def test_seconds(cls: OptionsClass, name: str) -> None:
 @pytest.mark.parametrize(("cls", "name"), with_fields(FLAGS))
 def test_flags(cls: OptionsClass, name: str) -> None:
     for value in (True, False):
-        also = {"subprotocols": ["chat"]} if name == "require_subprotocol" else {}
-        assert getattr(cls(**{name: value, **also}), name) is value
+        given: dict[str, Any] = {name: value}
+        if name == "require_subprotocol":
+            given["subprotocols"] = ["chat"]
+        assert getattr(cls(**given), name) is value
     for wrong in (1, 0, "true", "", None):
         assert refused(cls, name, wrong) == f"must be True or False, not {wrong!r}"
 
