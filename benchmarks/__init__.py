@@ -1,1 +1,1 @@
-"""Echo throughput and memory of gws_gevent beside other WebSocket servers: `make bench`, described in docs/benchmarks.md."""
+"""Speed and memory of gws_gevent beside other WebSocket servers: `make bench`, described in docs/performance.md."""

@@ -16,18 +16,28 @@ import argparse
 import math
 import shlex
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from benchmarks.processes import BenchmarkError, Server, build, pinned, running, set_up
+from benchmarks.processes import LOAD_TIMEOUT, BenchmarkError, Server, build, run_load, running, set_up
 
-__all__ = ["SHAPES", "Rates", "Shape", "load", "measure", "median", "parse_server", "ratio"]
-
-#: Seconds a load may take beyond those it was given: for its handshakes, and for a server that is slow.
-LOAD_TIMEOUT = 60.0
+__all__ = [
+    "SHAPES",
+    "Load",
+    "Rates",
+    "Shape",
+    "load",
+    "measure",
+    "median",
+    "median_of",
+    "parse_server",
+    "ratio",
+    "ratio_of",
+    "start_all",
+    "take_turns",
+]
 
 
 class Shape(NamedTuple):
@@ -52,27 +62,36 @@ class Shape(NamedTuple):
         return f"{self.connections} x {self.size:,} B{deep}{', text' if self.text else ''}"
 
 
-SHAPES = [Shape.parse(text) for text in ("1,64,1", "100,64,1", "100,64,16", "100,1024,1", "100,1024,1,text", "10,65000,1")]
+_SIZES = ("1,64,1", "100,64,1", "100,64,16", "100,1024,1", "10,65000,1")
+SHAPES = [Shape.parse(size + kind) for size in _SIZES for kind in ("", ",text")]
+
+
+class Load(NamedTuple):
+    """What a load found: messages per second, the median and the 99th percentile of a round in microseconds."""
+
+    rate: float
+    p50: float
+    p99: float
+
 
 #: Messages per second in each round, by shape and name of the server. NaN: that round failed.
 Rates = dict[tuple[Shape, str], list[float]]
 
 
-def load(server: Server, shape: Shape, seconds: float) -> float:
-    """Load a running server for so many seconds and return the messages per second.
+def load(server: Server, shape: Shape, seconds: float, flood: bool = False) -> Load:
+    """Load a running server for so many seconds.
+
+    Args:
+        flood: one more connection sends without waiting for echoes.
 
     Raises:
         BenchmarkError: the server refused, closed, was silent, or sent something else than the echo.
     """
-    numbers = [str(number) for number in (shape.connections, shape.size, shape.depth, seconds)]
-    command = [*pinned(1), build("wsload"), server.address, *numbers, server.target, *(["text"] if shape.text else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + LOAD_TIMEOUT)
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"the load took longer than {error.timeout:.0f} s") from None
-    if done.returncode:
-        raise BenchmarkError(done.stderr.strip() or f"the load ended with status {done.returncode}")
-    return float(done.stdout.split()[0])
+    numbers = (shape.connections, shape.size, shape.depth, seconds)
+    kinds = [word for word, wanted in (("text", shape.text), ("flood", flood)) if wanted]
+    program = build("wsload", tls=server.tls)
+    said = run_load(program, server.address, *numbers, server.target, *kinds, timeout=seconds + LOAD_TIMEOUT).split()
+    return Load(float(said[0]), float(said[said.index("p50") + 1]), float(said[said.index("p99") + 1]))
 
 
 def measure(
@@ -91,6 +110,27 @@ def measure(
         note: is told of each server that does not start, and once for each shape that a server cannot be loaded with.
     """
     rates: Rates = {}
+    with start_all(servers, note) as started:
+        for shape in shapes:
+            rates.update(_measure_shape(started, shape, rounds, seconds, step, note))
+    return rates
+
+
+def _measure_shape(
+    servers: Sequence[Server],
+    shape: Shape,
+    rounds: int,
+    seconds: float,
+    step: Callable[[str], None],
+    note: Callable[[str], None],
+) -> Rates:
+    found = take_turns(servers, rounds, lambda server: load(server, shape, seconds).rate, str(shape), step, note)
+    return {(shape, name): values for name, values in found.items()}
+
+
+@contextmanager
+def start_all(servers: Sequence[Server], note: Callable[[str], None]) -> Iterator[list[Server]]:
+    """Run all servers that start until the end of the block; `note` is told of each that does not."""
     with ExitStack() as stack:
         started = []
         for server in servers:
@@ -99,34 +139,55 @@ def measure(
                 started.append(server)
             except BenchmarkError as error:
                 note(f"{server.name} was not measured: {error}")
-        for shape in shapes:
-            rates.update(((shape, server.name), []) for server in started)
-            for number in range(rounds):
-                # Each server comes first, second, ... in turn.
-                for at in range(len(started)):
-                    server = started[(number + at) % len(started)]
-                    step(f"{shape}, round {number + 1} of {rounds}: {server.name}")
-                    try:
-                        rate = load(server, shape, seconds)
-                    except BenchmarkError as error:
-                        rate = math.nan
-                        if not any(math.isnan(one) for one in rates[shape, server.name]):
-                            note(f"{server.name}, {shape}: {error}")
-                    rates[shape, server.name].append(rate)
-    return rates
+        yield started
+
+
+def take_turns(
+    servers: Sequence[Server],
+    rounds: int,
+    measure_one: Callable[[Server], float],
+    what: str,
+    step: Callable[[str], None],
+    note: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """Measure each running server once in each round, and return the figures by name. NaN: that round failed.
+
+    Each server comes first, second, ... in turn, so that a drift of the machine hits all alike.
+    """
+    found: dict[str, list[float]] = {server.name: [] for server in servers}
+    for number in range(rounds):
+        for at in range(len(servers)):
+            server = servers[(number + at) % len(servers)]
+            step(f"{what}, round {number + 1} of {rounds}: {server.name}")
+            try:
+                figure = measure_one(server)
+            except BenchmarkError as error:
+                figure = math.nan
+                if not any(math.isnan(one) for one in found[server.name]):
+                    note(f"{server.name}, {what}: {error}")
+            found[server.name].append(figure)
+    return found
+
+
+def median_of(values: Sequence[float]) -> float:
+    """The median of those values that are known; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
+
+
+def ratio_of(values: Sequence[float], others: Sequence[float]) -> float:
+    """The median over the rounds of a value divided by the other's of the same round; NaN if there is none."""
+    return median_of([ours / theirs for ours, theirs in zip(values, others, strict=False)])
 
 
 def median(rates: Rates, shape: Shape, name: str) -> float:
     """The median of a server's rates; NaN if it has none."""
-    known = [rate for rate in rates.get((shape, name), []) if not math.isnan(rate)]
-    return statistics.median(known) if known else math.nan
+    return median_of(rates.get((shape, name), []))
 
 
 def ratio(rates: Rates, shape: Shape, name: str, other: str) -> float:
-    """The median over the rounds of `name`'s rate divided by `other`'s in the same round; NaN if there is none."""
-    pairs = zip(rates.get((shape, name), []), rates.get((shape, other), []), strict=False)
-    ratios = [ours / theirs for ours, theirs in pairs if not math.isnan(ours / theirs)]
-    return statistics.median(ratios) if ratios else math.nan
+    """`ratio_of` two servers with the same shape."""
+    return ratio_of(rates.get((shape, name), []), rates.get((shape, other), []))
 
 
 def parse_server(text: str) -> Server:

@@ -19,7 +19,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HERE", "ROOT", "BenchmarkError", "Server", "build", "dial", "free_port", "pinned", "running", "set_up"]
+__all__ = [
+    "HERE",
+    "LOAD_TIMEOUT",
+    "ROOT",
+    "BenchmarkError",
+    "Server",
+    "build",
+    "dial",
+    "free_port",
+    "pinned",
+    "run_load",
+    "running",
+    "set_up",
+]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -34,6 +47,8 @@ START_INTERVAL = 0.05
 OTHER_DESCRIPTORS = 100
 #: Characters of a server's last words in an error.
 LAST_WORDS = 400
+#: Seconds a load may take beyond those it was given: for its handshakes, and for a server that is slow.
+LOAD_TIMEOUT = 60.0
 
 
 class BenchmarkError(Exception):
@@ -49,29 +64,40 @@ class Server:
         address: "host:port" (IPv4) or "unix:/path/of/socket".
         command: starts it.
         target: where the echo is.
+        tls: it speaks TLS.
+        env: variables of its environment, on top of ours.
     """
 
     name: str
     address: str
     command: tuple[str, ...]
     target: str = "/"
+    tls: bool = False
+    env: tuple[tuple[str, str], ...] = ()
 
 
-def build(name: str) -> str:
-    """Compile `name`.c of this folder, unless that has been done since it changed, and return the program's path."""
+def build(name: str, tls: bool = False) -> str:
+    """Compile `name`.c of this folder, unless that has been done since it changed, and return the program's path.
+
+    Args:
+        tls: the program is to speak TLS, with OpenSSL.
+    """
     if sys.platform != "linux":
         raise BenchmarkError("the benchmarks need Linux: the load is an epoll loop, and memory is read from /proc")
-    source, program = HERE / f"{name}.c", BUILD / name
-    if program.exists() and program.stat().st_mtime >= source.stat().st_mtime:
+    source, program = HERE / f"{name}.c", BUILD / (f"{name}-tls" if tls else name)
+    changed = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
+    if program.exists() and program.stat().st_mtime >= changed:
         return str(program)
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise BenchmarkError("the benchmarks need a C compiler: none is installed as cc, and CC names none")
     BUILD.mkdir(exist_ok=True)
-    unfinished = BUILD / f"{name}.{os.getpid()}"
-    done = subprocess.run([compiler, "-O3", "-o", unfinished, source], capture_output=True, text=True)
+    unfinished = BUILD / f"{program.name}.{os.getpid()}"
+    flags, libraries = (["-DWITH_TLS"], ["-lssl", "-lcrypto"]) if tls else ([], [])
+    done = subprocess.run([compiler, "-O3", *flags, "-o", unfinished, source, *libraries], capture_output=True, text=True)
     if done.returncode:
-        raise BenchmarkError(f"{source.name} does not compile:\n{done.stderr.strip()}")
+        needs = "needs the headers of OpenSSL (libssl-dev) and " if tls else ""
+        raise BenchmarkError(f"{source.name} {needs}does not compile:\n{done.stderr.strip()[:LAST_WORDS]}")
     unfinished.replace(program)
     return str(program)
 
@@ -97,6 +123,22 @@ def set_up() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard - OTHER_DESCRIPTORS
+
+
+def run_load(program: str, *arguments: object, timeout: float = LOAD_TIMEOUT) -> str:
+    """Run one of the C loads on the core that is for loads and return what it printed.
+
+    Raises:
+        BenchmarkError: it failed, or took longer than `timeout` seconds.
+    """
+    command = [*pinned(1), program, *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"the load took longer than {timeout:.0f} s") from None
+    if done.returncode:
+        raise BenchmarkError(done.stderr.strip() or f"the load ended with status {done.returncode}")
+    return done.stdout
 
 
 def free_port() -> int:
@@ -135,7 +177,7 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
             stdout=words,
             stderr=words,
-            env={**os.environ, "PYTHONPATH": path, "GOMAXPROCS": "1"},
+            env={**os.environ, "PYTHONPATH": path, "GOMAXPROCS": "1", **dict(server.env)},
         )
 
         def said() -> str:

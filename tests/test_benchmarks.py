@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, processes, report
+from benchmarks import compare, memory, processes, profile, report, run, targets
+from benchmarks.bench import Collected, Progress, Results
 from benchmarks.compare import Rates, Shape
-from benchmarks.run import LIBRARIES
+from benchmarks.libraries import FLOOR, GO, LIBRARIES, OURS, why_not
+from gws_gevent import ServerOptions
 from tests.support import free_port, require_tool, run_program
 
 SMALL = Shape(3, 64, 2)
@@ -79,30 +83,78 @@ def test_ratios_are_medians_of_rounds_in_which_both_were_measured() -> None:
     assert math.isnan(compare.ratio(rates, TEXT, "a", "b"))
 
 
-def results() -> report.Results:
+def results() -> Results:
     """What a run with three servers found: one of them could not be loaded with text."""
-    names = [report.OURS, "other", report.FLOOR]
-    rates = {
-        (SMALL, report.OURS): [3000.0],
+    found = Results(["a fact"], {name: f"{name} 1.0" for name in (OURS, "other", FLOOR)}, (SMALL, TEXT), notes=["a note"])
+    found.rates = {
+        (SMALL, OURS): [3000.0],
         (SMALL, "other"): [1500.0],
-        (SMALL, report.FLOOR): [4000.0],
-        (TEXT, report.OURS): [2000.0],
+        (SMALL, FLOOR): [4000.0],
+        (TEXT, OURS): [2000.0],
         (TEXT, "other"): [math.nan],
-        (TEXT, report.FLOOR): [2000.0],
+        (TEXT, FLOOR): [2000.0],
     }
-    labels = {name: f"{name} 1.0" for name in names}
-    return report.Results(["a fact"], names, labels, [SMALL, TEXT], rates, {report.OURS: 2000.0, "other": 5000.0}, ["a note"])
+    found.growth = {OURS: {10: 20_000.0, 100: 200_000.0}, "other": {10: 60_000.0, 100: 500_000.0}}
+    found.keepalive = {OURS: 2100.0}
+    found.parked = 600.0
+    found.tls_idle = {OURS: 9000.0, memory.BARE: 6000.0}
+    found.handshakes = {OURS: [100.0, 300.0], "picows": [100.0, 100.0]}
+    found.quiet, found.flooded = {OURS: [10.0]}, {OURS: [30.0]}
+    found.collected = {"10 connections over TCP": Collected(10, 0.0015, 4.0)}
+    return found
 
 
-def test_tables_show_rates_ratios_and_memory() -> None:
-    throughput, ratios, memory = report.tables(results())
-    assert throughput.rows == [
-        ["gws_gevent 1.0", "3,000 (0.750)", "2,000 (1.000)"],
-        ["other 1.0", "1,500 (0.375)", "-"],
-        ["C epoll loop 1.0", "4,000", "2,000"],
+def test_tables_show_what_was_measured_and_nothing_else() -> None:
+    by_title = {table.title: table.rows for table in report.tables(results())}
+    assert by_title.pop("What to reach")
+    assert by_title == {
+        "Messages per second (share of the C epoll loop)": [
+            ["gws_gevent 1.0", "3,000 (0.750)", "2,000 (1.000)"],
+            ["other 1.0", "1,500 (0.375)", "-"],
+            ["C epoll loop 1.0", "4,000", "2,000"],
+        ],
+        "Throughput of gws_gevent divided by that of another": [["other 1.0", "2.00", "-"]],
+        "Memory per idle connection": [
+            ["gws_gevent 1.0", "2,000", "2,000", "2,100", "1.00"],
+            ["other 1.0", "6,000", "5,000", "-", "2.50"],
+            ["gws_gevent, parked", "-", "600", "-", "0.30"],
+        ],
+        "Memory per idle TLS connection": [["gws_gevent 1.0", "9,000", "1.00"], ["a bare SSLObject", "6,000", "0.67"]],
+        "Handshakes per second": [["gws_gevent 1.0", "200", "1.00"], ["picows", "100", "0.67"]],
+        "Fairness": [["gws_gevent 1.0", "10", "30", "3.00"]],
+        "A full garbage collection": [["10 connections over TCP", "1.5", "4.0"]],
+    }
+
+
+def test_what_is_to_be_reached_is_judged() -> None:
+    found = results()
+    found.rates |= {
+        (Shape(100, 64, 16), OURS): [70.0],
+        (Shape(100, 64, 16), FLOOR): [100.0],
+        (Shape(100, 64, 16), "picows"): [10.0],
+    }
+    rows = {row[0]: row[1:] for row in report.tables(found)[0].rows}
+    assert rows["idle connection over TCP, after a round of keepalive"] == ["2,100 bytes", "at most 2,300 bytes", "yes"]
+    assert rows["idle connection over a Unix socket, after a round of keepalive"] == ["-", "at most 2,300 bytes", "-"]
+    assert rows["idle TLS connection, above a bare SSLObject"] == ["3,000 bytes", "at most 2,300 bytes", "no"]
+    assert rows["handshakes per second"] == ["2.00 x picows", "at least 2.00 x picows", "yes"]
+    assert rows["p99 of 99 connections beside a flood"] == ["3.00 x without", "at most 2.00 x without", "no"]
+    # Where gws is not measured, its share of the floor is that of an earlier measurement: 0.08.
+    assert rows["100 x 64 B, 16 deep"] == [
+        "0.70 of the floor, 7.00 x picows, 8.75 x gws",
+        "at least 0.60 of the floor, 8.00 x picows, 6.00 x gws",
+        "no",
     ]
-    assert ratios.rows == [["other 1.0", "2.00", "-"]]
-    assert memory.rows == [["gws_gevent 1.0", "2,000", "1.00"], ["other 1.0", "5,000", "2.50"]]
+    found.rates[Shape(100, 64, 16), GO] = [10.0]
+    assert report.tables(found)[0].rows[11][1] == "0.70 of the floor, 7.00 x picows, 7.00 x gws"
+
+
+@pytest.mark.parametrize(
+    ("growth", "expected"),
+    [({1000: 2e6, 5000: 1e7, 19000: 3.8e7}, 1.0), ({5000: 1e7, 19000: 5.2e7}, 1.5), ({1000: 2e6}, math.nan), ({}, math.nan)],
+)
+def test_growth_is_linear_when_the_last_connections_cost_what_the_first_did(growth: dict[int, float], expected: float) -> None:
+    assert targets.linearity(growth) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_table_is_aligned_as_text_and_marked_up_as_markdown() -> None:
@@ -117,6 +169,98 @@ def test_the_report_has_everything() -> None:
     assert "](latest.png)" in text
     assert text.endswith("## Notes\n\n- a note\n")
     assert "latest.png" not in report.markdown(results(), None)
+
+
+def test_progress_is_a_share_of_the_whole_run() -> None:
+    progress = Progress(40)
+    progress.begin(10, 2)
+    assert progress.done == 0
+    progress.step("first")
+    progress.step("second")
+    assert progress.done == 0.25
+    progress.step("one more than was announced")
+    assert progress.done == 0.25
+    progress.begin(30, 3)
+    progress.step("third")
+    assert progress.done == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--only", "throughput,nothing"], "there is no 'nothing'"),
+        (["--rounds", "0"], "must be more than 0"),
+        (["--shape", "1,64"], "argument --shape"),
+        (["--library", "nothing"], "argument --library"),
+    ],
+)
+def test_a_wrong_command_line_is_told(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main(arguments)
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+# The profile
+
+PARSE = "__pyx_f_10gws_gevent_9_compiled_13_frame_parser_11FrameParser_read_header"
+SEND = "__pyx_f_10gws_gevent_9_compiled_5_fdio_12SocketStream_try_send"
+GET = "__pyx_getprop_10gws_gevent_9_compiled_8messages_7Message_data"
+
+
+@pytest.mark.parametrize(
+    ("chain", "stage"),
+    [
+        (f"memcpy'{PARSE}'_PyEval_EvalFrameDefault", "parse"),
+        (f"{SEND}'{PARSE}", "write"),
+        (f"_PyFrame_Clear'_PyEval_EvalFrameDefault'2'{SEND}", "Python code"),
+        (f"{GET}'_PyEval_EvalFrameDefault'{SEND}", "Python code"),
+        ("memcpy'slp_switch'ev_run", "wait"),
+        ("main", "elsewhere"),
+    ],
+)
+def test_a_function_counts_for_the_stage_it_was_called_from(chain: str, stage: str) -> None:
+    assert profile.stage_of(chain) == stage
+
+
+def test_counts_are_read_and_sums_are_not_counts() -> None:
+    text = f"""
+summary: 100
+fn={PARSE}'main
+12 30
++3 10
+cob=libc
+cfn=memcpy'{PARSE}'main
+calls=7 1
+* 60
+fn=main
+cfn={PARSE}'main
+calls=2 12
+5 100
+totals: 200
+"""
+    own, inclusive, calls = profile.read_counts(text)
+    assert own == {f"{PARSE}'main": 40}
+    assert inclusive == {"memcpy": 60, PARSE: 100}
+    assert calls == {"memcpy": 7, PARSE: 2}
+
+
+# Programs
+
+
+@ON_LINUX
+@pytest.mark.slow
+def test_the_profile_counts_or_says_what_is_missing() -> None:
+    command = [sys.executable, "-m", "benchmarks.profile", "--messages", "50"]
+    missing = run_program(command, env={"PATH": "/nowhere"})
+    assert missing.status == 0, missing.errors
+    assert missing.output.startswith("valgrind is missing: install ")
+    if shutil.which("callgrind_control") is None:
+        return
+    counted = run_program(command, timeout=60)
+    assert counted.status == 0, counted.errors
+    assert re.search(r"^all +[\d,]+  100.0%$", counted.output, re.MULTILINE), counted.output
+    assert re.search(r"^Python code +[\d,]+ +[1-9][\d.]*%$", counted.output, re.MULTILINE), counted.output
 
 
 @ON_LINUX
@@ -148,35 +292,58 @@ def test_a_server_that_does_not_start_is_told() -> None:
     assert ended.errors.endswith("ended with status 1: no way\n")
 
 
+def quick(folder: Path, *arguments: str) -> str:
+    """Run parts of the benchmark with very little of everything; return the report."""
+    require_tool("cc")
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--seconds", "0.1", "--output", str(folder), *arguments]
+    ended = run_program(command, timeout=120)
+    assert ended.status == 0, ended.output + ended.errors
+    return (folder / "latest.md").read_text()
+
+
+def has_rows(text: str, name: str, *cells: str) -> bool:
+    """True if the report has a row that begins with a library's name and has such cells."""
+    return re.search(rf"^\| {name} [^|]+\| {' [|] '.join(cells)} \|$", text, re.MULTILINE) is not None
+
+
 @ON_LINUX
 @pytest.mark.slow
-def test_every_library_that_is_installed_is_measured(tmp_path: Path) -> None:
-    require_tool("cc")
-    ended = run_program(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "benchmarks.run",
-                "--quick",
-                "--seconds",
-                "0.1",
-                "--shape",
-                "3,64,2",
-                "--shape",
-                "3,1000,1,text",
-            ),
-            *("--connections", "50", "--settle", "0.1", "--output", str(tmp_path)),
-        ],
-        timeout=120,
-    )
-    assert ended.status == 0, ended.output + ended.errors
-    text = (tmp_path / "latest.md").read_text()
-    rate, number = r"[\d,]+ \(\d+\.\d{3}\)", r"-?[\d,]+"
+def test_every_library_that_is_installed_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOPROXY", "off")  # what go has not got yet is not installed
+    shapes = ("--shape", "3,64,2", "--shape", "3,1000,1,text")
+    text = quick(tmp_path, "--only", "throughput,handshakes", *shapes)
+    rate, number = r"[\d,]+ \(\d+\.\d{3}\)", r"[\d,]+"
     for library in LIBRARIES:
-        if find_spec(library.module) is None:
-            assert f"- {library.name} was skipped: it is not installed.\n" in text
+        if (reason := why_not(library)) is not None:
+            assert f"- {library.name} was skipped: {reason}.\n" in text
             continue
-        assert re.search(rf"^\| {library.name} [^|]+ \| {rate} \| {rate} \|$", text, re.MULTILINE), text
-        assert re.search(rf"^\| {library.name} [^|]+ \| {number} \| [^|]+ \|$", text, re.MULTILINE), text
+        shown = library.name.partition(",")[0]
+        assert has_rows(text, shown, rate, rate), text
+        assert has_rows(text, shown, number, r"\d+\.\d\d"), text
     assert (tmp_path / "latest.png").exists() == (find_spec("matplotlib") is not None)
+
+
+@ON_LINUX
+@pytest.mark.slow
+def test_memory_is_measured(tmp_path: Path) -> None:
+    only = ("--only", "idle,parked,collector", "--library", "websockets")
+    text = quick(tmp_path, *only, "--connections", "20,40", "--settle", "0.1")
+    number = r"-?[\d,]+"
+    assert has_rows(text, "gws_gevent", number, number, number, r"1\.00"), text
+    assert has_rows(text, "gws_gevent,", number, number, number, r"-?\d+\.\d\d"), text
+    assert has_rows(text, "40 connections", r"\d+\.\d", r"-?\d+\.\d"), text
+    assert has_rows(text, "1,000 connections", r"\d+\.\d", r"-?\d+\.\d"), text
+    assert "pings came" not in text
+    assert ("has no park_after" in text) == ("park_after" not in {item.name for item in fields(ServerOptions)})
+
+
+@ON_LINUX
+@pytest.mark.slow
+def test_tls_broadcast_and_fairness_are_measured(tmp_path: Path) -> None:
+    text = quick(tmp_path, "--only", "tls,tls-idle,broadcast,fairness", "--library", "picows")
+    number = r"[\d,]+"
+    if "TLS throughput was not measured" not in text:  # OpenSSL's headers are not everywhere
+        assert has_rows(text, "gws_gevent", number, number, number), text
+    assert has_rows(text, "a bare", number, r"\d+\.\d\d"), text
+    assert has_rows(text, "C epoll", number, r"\d+\.\d\d"), text
+    assert has_rows(text, "gws_gevent", number, number, r"\d+\.\d\d"), text

@@ -1,9 +1,10 @@
-"""An echo server with aiohttp on asyncio, on 127.0.0.1: python echo_aiohttp.py PORT."""
+"""An echo server with aiohttp on asyncio, on 127.0.0.1: python echo_aiohttp.py PORT [CERTIFICATE]."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import sys
 
 from aiohttp import WSMsgType, web
@@ -26,15 +27,19 @@ async def echo(request: web.Request) -> web.WebSocketResponse:
     return connection
 
 
-async def main(port: int) -> None:
+async def main(port: int, certificate: str | None = None) -> None:
     logging.disable(logging.CRITICAL)
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
     app = web.Application()
     app.router.add_get("/echo", echo)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(main(int(sys.argv[1]), *sys.argv[2:]))

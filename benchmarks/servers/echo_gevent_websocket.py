@@ -1,4 +1,4 @@
-"""An echo server with gevent-websocket on gevent.pywsgi, on 127.0.0.1: python echo_gevent_websocket.py PORT."""
+"""An echo server with gevent-websocket on gevent.pywsgi, on 127.0.0.1: python echo_gevent_websocket.py PORT [CERTIFICATE]."""
 
 from __future__ import annotations
 
@@ -23,4 +23,6 @@ def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[by
 
 
 if __name__ == "__main__":
-    WSGIServer(("127.0.0.1", int(sys.argv[1])), echo, handler_class=WebSocketHandler, log=None, error_log=None).serve_forever()
+    tls = {"certfile": sys.argv[2], "keyfile": sys.argv[2]} if sys.argv[2:] else {}
+    address = ("127.0.0.1", int(sys.argv[1]))
+    WSGIServer(address, echo, handler_class=WebSocketHandler, log=None, error_log=None, **tls).serve_forever()

@@ -1,10 +1,14 @@
-"""An echo server with gws_gevent's event handler on 127.0.0.1: python echo_gws_gevent.py PORT."""
+"""An echo server with gws_gevent's event handler.
+
+python echo_gws_gevent.py ENDPOINT|PORT [CERTIFICATE] [--option NAME=VALUE] ..
+"""
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from gws_gevent import Connection, EventHandler, Message, Server
+from gws_gevent.cli.option_texts import server_options
 
 
 class Echo(EventHandler):
@@ -14,5 +18,19 @@ class Echo(EventHandler):
         conn.write_message(message.opcode, message.data)
 
 
+def main() -> None:
+    cli = argparse.ArgumentParser()
+    cli.add_argument("endpoint")
+    cli.add_argument("certificate", nargs="?", help="file with certificate and key: speak TLS")
+    cli.add_argument("--option", action="append", default=[])
+    args = cli.parse_args()
+    endpoint = f"tcp://127.0.0.1:{args.endpoint}" if args.endpoint.isdecimal() else args.endpoint
+    server = Server(Echo(), server_options(args.option))
+    if args.certificate:
+        server.run_tls(endpoint, args.certificate)
+    else:
+        server.run(endpoint)
+
+
 if __name__ == "__main__":
-    Server(Echo()).run(f"tcp://127.0.0.1:{int(sys.argv[1])}")
+    main()

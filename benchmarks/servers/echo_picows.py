@@ -1,9 +1,10 @@
-"""An echo server with picows, on uvloop where it is installed, on 127.0.0.1: python echo_picows.py PORT."""
+"""An echo server with picows, on uvloop where it is installed, on 127.0.0.1: python echo_picows.py PORT [CERTIFICATE]."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import sys
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
@@ -26,9 +27,13 @@ def listener_for(request: WSUpgradeRequest) -> WSListener:
     return Echo()
 
 
-async def main(port: int) -> None:
+async def main(port: int, certificate: str | None = None) -> None:
     logging.disable(logging.CRITICAL)
-    server = await ws_create_server(listener_for, "127.0.0.1", port, max_frame_size=MAX_MESSAGE)
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+    server = await ws_create_server(listener_for, "127.0.0.1", port, ssl=context, max_frame_size=MAX_MESSAGE)
     await server.serve_forever()
 
 
@@ -36,6 +41,6 @@ if __name__ == "__main__":
     try:
         import uvloop
     except ImportError:
-        asyncio.run(main(int(sys.argv[1])))
+        asyncio.run(main(int(sys.argv[1]), *sys.argv[2:]))
     else:
-        uvloop.run(main(int(sys.argv[1])))
+        uvloop.run(main(int(sys.argv[1]), *sys.argv[2:]))

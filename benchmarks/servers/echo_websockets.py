@@ -1,9 +1,10 @@
-"""An echo server with websockets on asyncio, on 127.0.0.1: python echo_websockets.py PORT."""
+"""An echo server with websockets on asyncio, on 127.0.0.1: python echo_websockets.py PORT [CERTIFICATE]."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import sys
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -21,11 +22,15 @@ async def echo(connection: ServerConnection) -> None:
         pass
 
 
-async def main(port: int) -> None:
+async def main(port: int, certificate: str | None = None) -> None:
     logging.disable(logging.CRITICAL)
-    async with serve(echo, "127.0.0.1", port, compression=None, max_size=MAX_MESSAGE) as server:
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+    async with serve(echo, "127.0.0.1", port, ssl=context, compression=None, max_size=MAX_MESSAGE) as server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(main(int(sys.argv[1]), *sys.argv[2:]))

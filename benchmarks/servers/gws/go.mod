@@ -1,0 +1,5 @@
+module echo
+
+go 1.20
+
+require github.com/lxzan/gws v1.9.1
