@@ -8,9 +8,9 @@ Everybody gets every message through `write_async`, which never waits: who reads
 `write_queue_size` bytes wait for them, and the others notice nothing.
 """
 
+import argparse
 import json
 import signal
-import sys
 from pathlib import Path
 
 import gevent
@@ -68,6 +68,9 @@ class Room(EventHandler):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("endpoint", nargs="?", default="127.0.0.1:3001")
+    endpoint = parser.parse_args().endpoint
     room = Room()
 
     def route(request: Request) -> EventHandler | Response | None:
@@ -76,7 +79,7 @@ def main() -> None:
         return Response(200, PAGE, PAGE_HEADERS) if request.path == "/" else None
 
     server = Server(on_request=route, options=ServerOptions(read_max_payload_size=16 * 1024))
-    server.start(*(sys.argv[1:] or ["127.0.0.1:3001"]))
+    server.start(endpoint)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, server.stop)
     print("listening on", server.address.replace("tcp:", "http:"), flush=True)

@@ -5,20 +5,21 @@
 URL is ws://HOST:PORT/..., wss://HOST:PORT/..., or ws+unix:/path/of/socket:/target. Try it with `python examples/echo_handler.py`.
 """
 
+import argparse
 import sys
 
 from gws_gevent import ClientOptions, ConnectionClosed, GwsError, connect
 
 
 def main() -> int:
-    if len(sys.argv) < 3:
-        print(__doc__, file=sys.stderr)
-        return 2
-    url, *texts = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("text", nargs="+")
+    args = parser.parse_args()
     try:
         # Leaving the block does the closing handshake.
-        with connect(url, options=ClientOptions(headers={"User-Agent": "gws-gevent-example"})) as conn:
-            for text in texts:
+        with connect(args.url, options=ClientOptions(headers={"User-Agent": "gws-gevent-example"})) as conn:
+            for text in args.text:
                 conn.send(text)
                 print(conn.receive(timeout=10))
     except ConnectionClosed as error:

@@ -5,7 +5,7 @@
 It serves on 127.0.0.1:3001 unless told otherwise, until Ctrl-C.
 """
 
-import sys
+import argparse
 
 from gws_gevent import Connection, serve
 
@@ -16,4 +16,6 @@ def echo(conn: Connection) -> None:
 
 
 if __name__ == "__main__":
-    serve(echo, *(sys.argv[1:] or ["127.0.0.1:3001"]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("endpoint", nargs="?", default="127.0.0.1:3001")
+    serve(echo, parser.parse_args().endpoint)

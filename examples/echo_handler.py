@@ -6,8 +6,8 @@ An endpoint is HOST:PORT, :PORT, or unix:/path/of/socket; 127.0.0.1:3001 if none
 told with close code 1001.
 """
 
+import argparse
 import signal
-import sys
 
 import gevent
 
@@ -26,8 +26,12 @@ class Echo(EventHandler):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("endpoint", nargs="*", default=["127.0.0.1:3001"])
+    endpoints = parser.parse_args().endpoint
+
     server = Server(Echo())
-    server.start(*(sys.argv[1:] or ["127.0.0.1:3001"]))
+    server.start(*endpoints)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, server.stop)
     print("listening on", *server.addresses, flush=True)

@@ -7,10 +7,10 @@ plain HTTP; anything else is 404. Every upgrade must come with the Origin http:/
 that no other site can use a visitor's browser. Leave `origins` out if your clients are not browsers.
 """
 
+import argparse
 import hmac
 import re
 import signal
-import sys
 from collections.abc import Callable, MutableMapping
 from time import strftime
 from typing import Any
@@ -65,9 +65,13 @@ def authorize(request: Request, session: MutableMapping[Any, Any]) -> bool:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("endpoint", nargs="?", default="127.0.0.1:3001")
+    endpoint = parser.parse_args().endpoint
+
     origins: list[str | re.Pattern[str]] = ["http://localhost:8000", re.compile(r"https://([a-z0-9-]+\.)*example\.com")]
     server = Server(on_request=route, options=ServerOptions(authorize=authorize, origins=origins))
-    server.start(*(sys.argv[1:] or ["127.0.0.1:3001"]))
+    server.start(endpoint)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, server.stop)
     print("listening on", *server.addresses, flush=True)

@@ -2,8 +2,9 @@
 
     python examples/tls.py --cert cert.pem --key key.pem [--client-ca ca.pem] [HOST:PORT]
 
-Clients connect to wss://HOST:PORT/. After a renewal send SIGHUP: new connections get the new certificate, open ones go on. With
---client-ca only clients that show a certificate of that authority get in.
+docs/transports.md says how to make a certificate to try it with. Clients connect to wss://HOST:PORT/. After a renewal send SIGHUP:
+new connections get the new certificate, open ones go on. With --client-ca only clients that show a certificate of that
+authority get in.
 """
 
 import argparse
@@ -12,8 +13,7 @@ import sys
 
 import gevent
 
-from gws_gevent import Connection, Server, TransportError
-from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+from gws_gevent import Connection, ListenSettings, Server, TlsFiles, TransportError
 
 
 def echo(conn: Connection) -> None:
@@ -30,7 +30,7 @@ def reload(server: Server) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Echo over TLS.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("endpoint", nargs="?", default="127.0.0.1:3001", help="HOST:PORT (127.0.0.1:3001)")
     parser.add_argument("--cert", required=True, help="certificate chain, PEM")
     parser.add_argument("--key", help="private key, PEM; without it the certificate's file holds it")
@@ -39,7 +39,7 @@ def main() -> None:
 
     server = Server(echo)
     files = TlsFiles(options.cert, options.key, options.client_ca)
-    server.start(Endpoint.parse(f"tls://{options.endpoint}"), settings=ListenSettings(tls=files))
+    server.start(f"tls://{options.endpoint}", settings=ListenSettings(tls=files))
     gevent.signal_handler(signal.SIGHUP, reload, server)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, server.stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -47,6 +48,19 @@ def test_every_example_is_run_by_a_test() -> None:
     tested = Path(__file__).read_text()
     missing = [path.name for path in EXAMPLES.rglob("*.py") if path.name not in tested]
     assert not missing
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")))
+def test_help_shows_the_docstring(name: str) -> None:
+    finished = run_program([sys.executable, str(EXAMPLES / name), "--help"], env=ENV)
+    assert (finished.status, finished.errors) == (0, "")
+    assert finished.output.startswith(f"usage: {Path(name).name} ")
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
+    assert docstring
+    assert docstring in finished.output
+    wrong = run_program([sys.executable, str(EXAMPLES / name), "--nonsense"], env=ENV)
+    assert (wrong.status, wrong.output) == (2, "")
+    assert "Traceback" not in wrong.errors
 
 
 def test_echo_with_a_handler() -> None:

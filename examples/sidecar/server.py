@@ -12,8 +12,8 @@ Nobody but nginx can open the socket, so X-Forwarded-For, which nginx writes, ca
 `remote_address`.
 """
 
+import argparse
 import signal
-import sys
 from pathlib import Path
 
 import gevent
@@ -28,7 +28,10 @@ def greet_and_echo(conn: Connection) -> None:
 
 
 def main() -> None:
-    endpoint = sys.argv[1] if len(sys.argv) > 1 else f"unix:{Path(__file__).with_name('ws.sock')}?mode=600"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("endpoint", nargs="?", default=f"unix:{Path(__file__).with_name('ws.sock')}?mode=600")
+    endpoint = parser.parse_args().endpoint
+
     server = Server(greet_and_echo, ServerOptions(trusted_proxies=("unix",)))
     server.start(endpoint)
     for number in (signal.SIGINT, signal.SIGTERM):
