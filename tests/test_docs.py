@@ -1,12 +1,16 @@
 """The README and docs/: every Python block runs and prints what stands below it, every link leads somewhere, every option is there.
 
-A block marked `<!-- test: serves -->` runs in a greenlet of its own until the next one so marked, or the end of the page.
+A block marked `<!-- test: serves -->` runs in a greenlet of its own until the next one so marked, or the end of the page. The one marked
+`<!-- test: certificates -->` makes the certificate files that the pages name. No page is left out.
 """
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
+import shutil
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
@@ -17,19 +21,15 @@ from typing import Any, NamedTuple
 import gevent
 import gevent.socket
 import pytest
-import trustme
 
-from gws_gevent import ClientOptions, Connection, HandshakeRefused, ServerOptions, connect
-from tests.support import ROOT, free_port, wait_until
+from gws_gevent import ClientOptions, Connection, HandshakeRefused, Server, ServerOptions, State, client_context, connect, serve
+from tests.support import ROOT, free_port, require_tool, run_program, wait_until
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-#: Pages whose blocks show parts of programs: their names come from the text around them.
-NOT_RUN = {"transports.md"}
 #: The port that the pages use; a test takes a free one.
 PORT = "3001"
-#: The folder that the pages put sockets in.
-FOLDER = "/run/"
 
+CERTIFICATES = re.compile(r"^<!-- test: certificates -->\n```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^(?P<mark><!-- test: serves -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\((?P<target>[^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -71,7 +71,8 @@ def blocks_of(page: Path) -> list[Block]:
 @contextmanager
 def running(code: Any, port: int) -> Iterator[None]:
     """Run a block that serves until the end of this one."""
-    greenlet = gevent.spawn(exec, code, {"__name__": "app"})
+    names: dict[str, Any] = {"__name__": "app"}
+    greenlet = gevent.spawn(exec, code, names)
     try:
         wait_until(lambda: greenlet.ready() or accepts(port), what=f"{code.co_filename} to listen")
         assert not greenlet.ready(), f"{code.co_filename} has ended"
@@ -79,6 +80,9 @@ def running(code: Any, port: int) -> Iterator[None]:
         assert not greenlet.ready(), f"{code.co_filename} has ended"
     finally:
         greenlet.kill()
+        for value in names.values():
+            if isinstance(value, gevent.signal_handler):
+                value.cancel()
 
 
 def accepts(port: int) -> bool:
@@ -89,27 +93,44 @@ def accepts(port: int) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the certificate files that the pages name, made as docs/transports.md says."""
+    require_tool("openssl")
+    folder = tmp_path_factory.mktemp("certificates")
+    (command,) = CERTIFICATES.findall((ROOT / "docs" / "transports.md").read_text())
+    made = run_program(["sh", "-e", "-c", command], cwd=folder)
+    assert made.status == 0, made
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with the certificate files that the pages name."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+def folder(certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, with the certificate files."""
+    shutil.copytree(certificates, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NOT_RUN and blocks_of(page)], ids=named)
-def test_blocks_run_and_print_what_stands_below_them(page: Path, folder: Path) -> None:
+def test_the_certificates_please_the_strictest_check(folder: None) -> None:
+    # As newer versions of Python check by default.
+    context = client_context("ca.pem")
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    with Server(lambda conn: None) as server:
+        server.start("tls://127.0.0.1:0?cert=cert.pem&key=key.pem")
+        for name in (None, "localhost"):
+            connect(server.address.replace("tls:", "wss:"), ssl_context=context, server_name=name).close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=named)
+def test_blocks_run_and_print_what_stands_below_them(page: Path, folder: None) -> None:
     blocks = blocks_of(page)
     starts = [i for i, block in enumerate(blocks) if block.serves]
     # What stands before the first server, then each server with what follows it.
     for begin, end in pairwise(sorted({0, *starts, len(blocks)})):
         port = free_port()
-        codes = [compiled(page, block, port, folder) for block in blocks[begin:end]]
+        codes = [compiled(page, block, port) for block in blocks[begin:end]]
         if begin in starts:
             with running(codes[0], port):
                 talk(blocks[begin].source, f"ws://127.0.0.1:{port}")
@@ -162,8 +183,8 @@ def status_of(url: str, headers: dict[str, str]) -> int:
     return refused.value.status
 
 
-def compiled(page: Path, block: Block, port: int, folder: Path) -> Any:
-    source = block.source.replace(PORT, str(port)).replace(FOLDER, f"{folder}/")
+def compiled(page: Path, block: Block, port: int) -> Any:
+    source = block.source.replace(PORT, str(port))
     return compile(source, f"{named(page)}, line {block.line}", "exec", dont_inherit=True)
 
 
@@ -207,6 +228,30 @@ def test_the_map_names_every_page() -> None:
     targets = {match["target"] for match in LINK.finditer(index)}
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name not in ("README.md", "index.md")}
     assert not pages - targets, "docs/index.md has a line for every page"
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "function"),
+    [
+        ("server.md", "serve", serve),
+        ("server.md", "Server", Server),
+        ("server.md", "start", Server.start),
+        ("server.md", "run", Server.run),
+        ("server.md", "run_tls", Server.run_tls),
+        ("server.md", "run_listener", Server.run_listener),
+        ("server.md", "stop", Server.stop),
+        ("client.md", "connect", connect),
+    ],
+)
+def test_signatures_stand_in_the_pages(page: str, name: str, function: Any) -> None:
+    parameters = [one.replace(annotation=one.empty) for one in inspect.signature(function).parameters.values() if one.name != "self"]
+    written = str(inspect.Signature(parameters))
+    assert f"`{name}{written}`" in (ROOT / "docs" / page).read_text()
+
+
+def test_the_states_are_named() -> None:
+    text = (ROOT / "docs" / "server.md").read_text()
+    assert re.findall(r"`([A-Z]{4,})`", text[text.index("a `State`") :])[: len(State)] == [state.name for state in State]
 
 
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.MULTILINE)
