@@ -39,7 +39,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made $(SOURCES)
-	@echo "installing gws_gevent into $(VENV)"
+	@echo "installing gws_gevent into $(VENV): about half a minute"
 	@$(PIP_INSTALL) .
 	@touch $@
 

@@ -169,8 +169,8 @@ class ServerOptions(ConnectionOptions):
     require_subprotocol: bool = _flag(False)
     """Refuse with 400 a client that offers none of `subprotocols`."""
     origins: Sequence[str | re.Pattern[str]] | None = None
-    """Allowed Origin values: strings such as "https://example.com:8443", compared exactly, or patterns that match whole. Others, and
-    no Origin, are refused with 403. None: any."""
+    """Allowed Origin values: strings such as "https://example.com:8443", compared exactly, or patterns that match whole. Others,
+    and no Origin, are refused with 403. None: any."""
     authorize: Callable[[Request, MutableMapping[Any, Any]], Any] | None = None
     """Called as authorize(request, session) after the header checks. True, and nothing else, lets the client in. False and None
     refuse with 401; a Refusal, returned or raised, as it says; anything else, and any exception, is logged and answered 500."""
@@ -264,6 +264,8 @@ def _check_origins(value: Any) -> tuple[str | re.Pattern[str], ...]:
     if not origins:
         raise ValueError("origins: an empty list would let nobody in; None allows any origin")
     for origin in origins:
+        if origin == "*":
+            raise ValueError("origins: '*' is no origin; None, the default, allows any")
         if isinstance(origin, str):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"origins: each is scheme://host or scheme://host:port in lower case, or 'null', not {origin!r}")

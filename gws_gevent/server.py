@@ -82,7 +82,7 @@ class Server:
         self._start([listen(endpoint, settings) for endpoint in endpoints])
 
     def run(self, *endpoints: EndpointLike, settings: ListenSettings | None = None) -> None:
-        """`start`, and serve until `stop` is called."""
+        """`start`, and serve until `stop` is called. Signals are the program's affair; `serve()` takes care of them."""
         self.start(*endpoints, settings=settings)
         self.serve_forever()
 

@@ -277,8 +277,16 @@ async def modern(conn): ...
 
 @pytest.mark.parametrize(
     ("name", "answer"),
-    [("app:Shout", "ABC"), ("app:made", "ABC"), ("app:Space.nested", "ABC"), ("app:reverse", "cba"), ("pack.app:reverse", "cba"),
-     ("app:called", "called"), ("app:called.__call__", "called"), ("app:optional", "optional")],
+    [
+        ("app:Shout", "ABC"),
+        ("app:made", "ABC"),
+        ("app:Space.nested", "ABC"),
+        ("app:reverse", "cba"),
+        ("pack.app:reverse", "cba"),
+        ("app:called", "called"),
+        ("app:called.__call__", "called"),
+        ("app:optional", "optional"),
+    ],
 )
 def test_a_handler_serves_every_path(tmp_path: Path, name: str, answer: str) -> None:
     (tmp_path / "app.py").write_text(APP)

@@ -1,7 +1,7 @@
 """The README and docs/: every Python block runs and prints what stands below it, every link leads somewhere, every option is there.
 
-A block marked `<!-- test: serves -->` runs in a greenlet of its own until the next one so marked, or the end of the page. The one marked
-`<!-- test: certificates -->` makes the certificate files that the pages name. No page is left out.
+A block marked `<!-- test: serves -->` runs in a greenlet of its own until the next one so marked, or the end of the page. The one
+marked `<!-- test: certificates -->` makes the certificate files that the pages name. No page is left out.
 """
 
 from __future__ import annotations
@@ -244,8 +244,8 @@ def test_the_map_names_every_page() -> None:
     ],
 )
 def test_signatures_stand_in_the_pages(page: str, name: str, function: Any) -> None:
-    parameters = [one.replace(annotation=one.empty) for one in inspect.signature(function).parameters.values() if one.name != "self"]
-    written = str(inspect.Signature(parameters))
+    parameters = inspect.signature(function).parameters.values()
+    written = str(inspect.Signature([one.replace(annotation=one.empty) for one in parameters if one.name != "self"]))
     assert f"`{name}{written}`" in (ROOT / "docs" / page).read_text()
 
 

@@ -227,7 +227,14 @@ def test_trusted_proxies() -> None:
 def test_origins() -> None:
     pattern = re.compile(r"https://[a-z]+\.example\.com")
     assert ServerOptions(origins=["https://example.com", pattern]).origins == ("https://example.com", pattern)
-    for origin in ("null", "http://localhost:8000", "http://[::1]:80", "https://a-b.example", "chrome-extension://abcdef", "app://-"):
+    for origin in (
+        "null",
+        "http://localhost:8000",
+        "http://[::1]:80",
+        "https://a-b.example",
+        "chrome-extension://abcdef",
+        "app://-",
+    ):
         assert ServerOptions(origins=[origin]).origins == (origin,)
     assert refused(ServerOptions, "origins", "https://example.com") == "must be a sequence of origins, not 'https://example.com'"
     for wrong in (5, None, b"https://example.com", re.compile(rb"https://.*")):
@@ -237,7 +244,7 @@ def test_origins() -> None:
 @pytest.mark.parametrize(
     "origin",
     [
-        "", "*", "example.com", "localhost:8000", "https://", "https://example.com/", "https://example.com/chat", "https://*.example.com",
+        "", "example.com", "localhost:8000", "https://", "https://example.com/", "https://example.com/chat", "https://*.example.com",
         "https://Example.com", "HTTPS://example.com", "https://example.com:", "https://example.com:123456", "//example.com", "Null",
         "https://user@example.com", "https://b\u00fccher.example", "https://example.com\n", " https://example.com",
     ],
@@ -250,6 +257,10 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
 @pytest.mark.parametrize("nobody", [(), []])
 def test_origins_that_let_nobody_in_are_refused(nobody: Any) -> None:
     assert refused(ServerOptions, "origins", nobody) == "an empty list would let nobody in; None allows any origin"
+
+
+def test_a_star_is_no_origin() -> None:
+    assert refused(ServerOptions, "origins", ["https://example.com", "*"]) == "'*' is no origin; None, the default, allows any"
 
 
 def test_a_required_subprotocol_needs_some_to_choose_from() -> None:

@@ -254,7 +254,7 @@ class Endpoint:
             if path.startswith("//"):
                 path = path[2:]
                 if path and not path.startswith(("/", "@")):
-                    raise EndpointError(f"{text!r}: nothing stands between the slashes of a Unix endpoint; did you mean unix:/{path}?")
+                    raise EndpointError(f"{text!r}: a Unix endpoint has no host; did you mean unix:/{path}?")
             if not path or path == "@" or "\0" in path:
                 raise EndpointError(f"{text!r}: a Unix endpoint is unix:/path/of/socket or unix:@name")
             return cls("unix", path=path, params=params)

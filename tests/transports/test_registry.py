@@ -44,7 +44,8 @@ def test_endpoints(text: str, endpoint: Endpoint, written: str) -> None:
     [
         "", "localhost", "tcp://", "tcp://localhost", "tcp://localhost:", "tcp://localhost:65536", "tcp://localhost:-1", "tcp://h:١",
         "tcp://::1:80", "tcp://[::1:80", "tcp://user@host:1", "tcp://host/path:1", "tcp://ho st:1", "tcp://host:1\n",
-        "tcp://h:" + "1" * 5000, "tcp://h:000080", "ws+unix:/run/x:/", "unix:", "unix://", "unix:@", "unix:/a\0b", "memory:", "memory://", "memory:a b", "memory:a/b", "memory:a\n",
+        "tcp://h:" + "1" * 5000, "tcp://h:000080", "ws+unix:/run/x:/", "unix:", "unix://", "unix:@",
+        "unix:/a\0b", "memory:", "memory://", "memory:a b", "memory:a/b", "memory:a\n",
     ],
 )  # fmt: skip
 def test_what_is_no_endpoint(text: str) -> None:
@@ -70,7 +71,7 @@ def test_what_is_no_endpoint(text: str) -> None:
         ("ws://localhost/chat", "an endpoint begins with tcp://, not ws://"),
         ("WSS://localhost:3001/", "an endpoint begins with tls://, not WSS://"),
         ("https://:443", "an endpoint begins with tls://, not https://"),
-        ("unix://tmp/x", "nothing stands between the slashes of a Unix endpoint; did you mean unix:/tmp/x?"),
+        ("unix://tmp/x", "a Unix endpoint has no host; did you mean unix:/tmp/x?"),
     ],
 )
 def test_the_fault_of_an_endpoint_is_named(text: str, said: str) -> None:
@@ -96,13 +97,28 @@ def test_what_else_is_taken_as_an_endpoint(given: Any, endpoint: Endpoint) -> No
 
 @pytest.mark.parametrize(
     "given",
-    [None, True, 3.5, b":3001", ["h", 1], ("h",), ("h", "1"), ("h", True), (None, 1), ("::1", 1, 0, 0), Path("/run/x"), {"port": 1}],
+    [
+        None,
+        True,
+        3.5,
+        b":3001",
+        ["h", 1],
+        ("h",),
+        ("h", "1"),
+        ("h", True),
+        (None, 1),
+        ("::1", 1, 0, 0),
+        Path("/run/x"),
+        {"port": 1},
+    ],
     ids=repr,
 )
 def test_what_is_of_no_kind_of_endpoint(given: Any) -> None:
     with pytest.raises(TypeError) as caught:
         Endpoint.of(given)
-    assert str(caught.value).startswith("an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path/of/socket, a (host, port) pair")
+    assert str(caught.value).startswith(
+        "an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path/of/socket, a (host, port) pair"
+    )
     assert not isinstance(caught.value, GwsError)
 
 
