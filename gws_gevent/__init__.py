@@ -3,10 +3,11 @@
 Importing this package patches nothing, and is safe before or after `gevent.monkey.patch_all()`.
 """
 
-from gws_gevent._accel import ACCELERATED
+from typing import TYPE_CHECKING
+
+from gws_gevent._accel import ACCELERATED, build_of
 from gws_gevent.broadcast import PreparedMessage
 from gws_gevent.client import Client, connect
-from gws_gevent.connection import Connection
 from gws_gevent.exceptions import (
     ConnectionClosed,
     EndpointError,
@@ -30,6 +31,11 @@ from gws_gevent.session import SessionStorage
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from gws_gevent.transports.tls_contexts import client_context
 from gws_gevent.upgrader import Upgrader
+
+if TYPE_CHECKING:
+    from gws_gevent.connection import Connection
+else:
+    Connection = build_of("connection").Connection
 
 __all__ = [
     "ACCELERATED",

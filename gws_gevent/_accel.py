@@ -12,24 +12,32 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Final
 
 __all__ = ["ACCELERATED", "build_of"]
 
 #: The modules that are built twice. All or none of them are used compiled.
-BUILT_TWICE: Final = ("_masking", "_frame_parser", "messages", "protocol", "_fdio")
+BUILT_TWICE: Final = (
+    "_masking", "_frame_parser", "messages", "protocol",
+    "_fdio", "timers", "writer", "service", "outgoing", "deadlines", "incoming", "connection",
+)  # fmt: skip
+
+#: Those of them that import nothing above layer 2.
+LEAVES: Final = BUILT_TWICE[:4]
 
 
 def _compiled_is_usable() -> bool:
     if os.environ.get("GWS_GEVENT_PURE_PYTHON", "") not in ("", "0"):
         return False
     try:
-        for name in BUILT_TWICE:
+        for name in LEAVES:
             import_module(f"gws_gevent._compiled.{name}")
-    except ImportError:
+        # The others import this module, which must not be half done then: that they are there has to do.
+        return all(find_spec(f"gws_gevent._compiled.{name}") is not None for name in BUILT_TWICE)
+    except (ImportError, ValueError):
         return False
-    return True
 
 
 #: True where the compiled modules are in use.

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import gevent
 from greenlet import greenlet
 
-from gws_gevent.connection import Connection
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, HandshakeRefused
 from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.handshake import judge_response, make_key, parse_response, request_head
 from gws_gevent.http_head import ResponseHead, ResponseHeadReader
 from gws_gevent.options import ClientOptions, options_or_default
-from gws_gevent.service import Service
 from gws_gevent.transports.base import DialSettings, Endpoint, Stream
 from gws_gevent.transports.registry import dialer
 from gws_gevent.urls import WebSocketUrl, parse_url
+
+if TYPE_CHECKING:
+    from gws_gevent.connection import Connection
+    from gws_gevent.service import Service
+else:
+    Connection, Service = build_of("connection").Connection, build_of("service").Service
 
 __all__ = ["Client", "connect"]
 
@@ -85,7 +91,7 @@ class Client(Service):
     options: ClientOptions
 
     def __init__(self, options: ClientOptions | None = None) -> None:
-        Service.__init__(self, Side.CLIENT, options or ClientOptions())
+        Service.__init__(self, Side.CLIENT, options_or_default(options, ClientOptions))
 
     @classmethod
     def from_stream(
@@ -112,7 +118,7 @@ class Client(Service):
             raise
         if handler is not None:
             conn.attach(as_handler(handler))
-            self.runtime.hub.loop.run_callback(greenlet(conn.run_read_loop, self.runtime.hub).switch)
+            self.runtime.hub.loop.run_callback(greenlet(conn.run, self.runtime.hub).switch)
         return conn
 
     def _shake_hands(self, conn: Connection, url: WebSocketUrl) -> None:
@@ -126,7 +132,7 @@ class Client(Service):
             body = self._read_body(conn.stream, response, rest)
             raise HandshakeRefused(response.status, response.headers, body)
         acceptance = judge_response(response, key, options.subprotocols)
-        conn.accepted(acceptance.subprotocol, None, conn.stream.info("peername"), rest)
+        conn.accepted(acceptance.subprotocol, None, None, rest)
 
     def _read_response(self, stream: Stream) -> tuple[ResponseHead, bytes]:
         rest = b""

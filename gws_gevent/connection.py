@@ -1,7 +1,8 @@
-"""A connection: the read loop, the two faces of reading, and the life from accept to close.
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
+"""A connection: its facts, and its life from accept to close.
 
-Belongs here: reading, dispatching, closing. Does not belong here: writing (outgoing.py), deadlines (deadlines.py), what a frame
-means (protocol.py), the opening handshake (opening.py, client.py).
+Belongs here: what comes before the first message and after the last one. Does not belong here: reading (incoming.py), writing
+(outgoing.py), deadlines (deadlines.py), what a frame means (protocol.py), the opening handshake (opening.py, client.py).
 
 Everything the reader does happens in the connection's own greenlet. `abort` and `on_deadline` run elsewhere: they only end the
 stream, which wakes the reader, and the reader tidies up.
@@ -10,43 +11,34 @@ stream, which wakes the reader, and the reader tidies up.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import MutableMapping
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
-from gevent.pool import Pool
-from greenlet import GreenletExit, getcurrent
+from greenlet import GreenletExit, getcurrent, greenlet
 
-from gws_gevent._accel import build_of
-from gws_gevent.deadlines import Deadlines
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
-from gws_gevent.frames import CloseCode, CloseInfo, Opcode, Side, State, Step
+from gws_gevent.frames import CloseCode, CloseInfo, State, Step
+from gws_gevent.handler import FunctionHandler
+
+from .incoming import Incoming
+from .protocol import next_state
+from .service import Service
+from .writer import Writer
 
 if TYPE_CHECKING:
     from gws_gevent.handler import EventHandler
     from gws_gevent.http_head import Request
-    from gws_gevent.messages import Message
-    from gws_gevent.protocol import next_state
-    from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
-    from gws_gevent.writer import Writer
-else:
-    next_state = build_of("protocol").next_state
 
-__all__ = ["Connection"]
+__all__ = ["Acceptor", "Connection"]
 
-#: Seconds that one connection may keep the loop while others have input.
-TURN = 0.005
-#: Seconds from which a read is known to have waited. Shorter ones count as work: at worst that gives way too often.
-WAITED = 0.00005
-#: Messages handled between two looks at the clock.
-LOOK_UP = 32
+OPEN: Final = State.OPEN
+CLOSED: Final = State.CLOSED
 
 
-class Connection(Deadlines):
+class Connection(Incoming):
     """One WebSocket connection, on either side. Servers and `connect` make them.
 
     Attributes:
@@ -56,38 +48,27 @@ class Connection(Deadlines):
         latency: seconds of the last keepalive round trip, or None.
     """
 
-    __slots__ = (
-        "_batch_at", "_closed", "_giving_way", "_greenlet", "_handler", "_opened", "_pool", "_remote", "_request", "_session",
-        "_turn_began", "id", "subprotocol",
-    )  # fmt: skip
+    __slots__ = ("_closed", "_opened", "_remote", "id", "subprotocol")
 
     def __init__(self, stream: Stream, service: Service) -> None:
-        Deadlines.__init__(self, stream, service)
+        Incoming.__init__(self, stream, service)
         self.id = service.next_id()
         self.subprotocol: str | None = None
-        self._batch_at = 0
-        self._greenlet: Any = None
-        self._handler: EventHandler | None = None
-        self._request: Request | None = None
-        self._session: MutableMapping[Any, Any] | None = None
         self._remote: Any = None
-        self._pool: Pool | None = None
         self._closed: Event | None = None
-        self._giving_way = False
         self._opened = False
-        self._turn_began = 0.0
 
     # Facts
 
     @property
     def state(self) -> State:
         """CONNECTING, OPEN, CLOSING or CLOSED."""
-        return State.OPEN if self._is_open() else self._protocol.state
+        return OPEN if self._is_open() else self._protocol.state
 
     @property
     def closed(self) -> bool:
         """True once the transport has been closed."""
-        return self._protocol.state is State.CLOSED
+        return self._protocol.state is CLOSED
 
     @property
     def close_info(self) -> CloseInfo | None:
@@ -140,24 +121,60 @@ class Connection(Deadlines):
     # Life
 
     def run(self) -> None:
-        """The connection's greenlet from accept to close. Nothing escapes: above is only the hub."""
+        """The connection's greenlet: the opening handshake if it is still to be done, the read loop, the end.
+
+        Nothing escapes: above is only the hub. Nothing but this function's frame is alive while it waits.
+        """
         self._greenlet = getcurrent()
+        if self._begin():
+            self._watch_idleness()
+            while self._turn():
+                if not self._wait():
+                    return
+        self._finish()
+
+    def read_loop(self) -> None:
+        """Serve the handler until the connection has ended: on_open, messages, on_close. Blocks this greenlet."""
+        if self._handler is None:
+            raise GwsError("the connection has no handler; read it with receive() or iteration")
+        self._greenlet = getcurrent()
+        if self._begin():
+            while self._turn():
+                self._wait()
+        self._finish()
+
+    def _begin(self) -> bool:
+        """The opening handshake and `on_open`, or the whole of a function. True: go on with the loop of an event handler."""
         try:
-            handler = self._service.open(self)
-            if handler is not None:
-                self._handler = handler
-                self.read_loop()
-        except GreenletExit:
-            self._error = self._error or GreenletExit()
-        except BaseException:
-            self._runtime.hub.handle_error(self, *sys.exc_info())
-        finally:
-            self._end(abort=True)
-            self._service.closed(self)
-            self._greenlet = None
+            if self._handler is None:
+                self._handler = self._service.open(self)
+                if self._handler is None:
+                    return False
+            self._opened = True
+            self._handler.on_open(self)
+            if isinstance(self._handler, FunctionHandler):
+                self._handler.function(self)
+                self.close()
+                return False
+            return True
+        except GreenletExit as exit:
+            # Rule: killing the greenlet aborts the transport; the peer is told nothing.
+            self._error = self._error or exit
+            self._end(True)
+        except BaseException as error:
+            if self._opened:
+                self._handler_failed(error)
+            else:
+                self._service.hub.handle_error(self, type(error), error, error.__traceback__)
+        return False
 
     def accepted(self, subprotocol: str | None, request: Request | None, remote: Any, rest: bytes) -> None:
-        """The opening handshake succeeded; `rest` is what came behind it."""
+        """The opening handshake succeeded.
+
+        Args:
+            remote: what a trusted proxy says of the client's address; None where the stream's own is right.
+            rest: what came behind the handshake.
+        """
         self._protocol.state = next_state(self._protocol.state, Step.ACCEPTED)
         self.subprotocol = subprotocol
         self._request = request
@@ -169,72 +186,6 @@ class Connection(Deadlines):
     def attach(self, handler: EventHandler) -> None:
         """Give an opened connection the handler that its `read_loop` will serve."""
         self._handler = handler
-
-    def run_read_loop(self) -> None:
-        """A client's greenlet: the read loop, out of which nothing escapes."""
-        try:
-            self.read_loop()
-        except BaseException:
-            self._runtime.hub.handle_error(self, *sys.exc_info())
-
-    def read_loop(self) -> None:
-        """Serve the handler until the connection has ended: on_open, messages, on_close. Blocks this greenlet."""
-        handler = self._handler
-        if handler is None:
-            raise GwsError("the connection has no handler; read it with receive() or iteration")
-        self._greenlet = getcurrent()
-        try:
-            self._opened = True
-            handler.on_open(self)
-            handler.serve(self)
-        except GreenletExit as exit:
-            # Rule: killing the greenlet aborts the transport; the peer is told nothing.
-            self._error = self._error or exit
-            self._end(abort=True)
-        except BaseException as error:
-            self._handler_failed(error)
-        finally:
-            self._finish(handler)
-            self._greenlet = None
-
-    def dispatch(self) -> None:
-        """Read until the connection has ended, handing each message to the handler."""
-        handler = self._handler
-        assert handler is not None
-        while True:
-            message = self._next()
-            if message is None:
-                return
-            try:
-                self._handle(handler, message)
-            except Exception as error:
-                self._handler_failed(error)
-
-    # Reading
-
-    def receive(self, timeout: float | None = None) -> Any:
-        """Return the next message: `str` for text, `bytes` for binary. Control frames are handled on the way.
-
-        Args:
-            timeout: seconds to wait; None waits until the connection ends.
-
-        Raises:
-            TimeoutError: nothing came in time. The connection stays usable and nothing is lost.
-            ConnectionClosed: the connection has ended.
-        """
-        if self._reading or self._giving_way:
-            raise GwsError("another greenlet is reading this connection")
-        if timeout is None:
-            return self._receive_data()
-        timer = gevent.Timeout.start_new(max(timeout, 0))
-        try:
-            return self._receive_data()
-        except gevent.Timeout as raised:
-            if raised is not timer:
-                raise
-            raise TimeoutError(f"no message within {timeout} seconds") from None
-        finally:
-            timer.close()
 
     def __iter__(self) -> Connection:
         return self
@@ -255,144 +206,6 @@ class Connection(Deadlines):
         else:
             self.close(CloseCode.INTERNAL_ERROR if isinstance(error, Exception) else CloseCode.GOING_AWAY)
 
-    def _receive_data(self) -> Any:
-        while True:
-            message = self._next()
-            if message is None:
-                raise ConnectionClosed(self._info_so_far())
-            if message.opcode is Opcode.TEXT or message.opcode is Opcode.BINARY:
-                if self._is_open():
-                    return message.data
-            else:
-                self._handle_control(self._handler, message)
-
-    def _next(self) -> Message | None:
-        """The next message or control frame; None when the connection has ended."""
-        while True:
-            if self._batch is not None and self._batch_at % LOOK_UP == LOOK_UP - 1:
-                # Before a message is taken: an exception thrown in here must not lose it.
-                self._give_way()
-            batch = self._batch
-            if batch is not None:
-                message = batch[self._batch_at]
-                self._batch_at += 1
-                if self._batch_at == len(batch):
-                    # From here on a write is sent at once, with all that was held back before it.
-                    self._batch = None
-                return message
-            if not self._fetch():
-                return None
-
-    def _fetch(self) -> bool:
-        """Read once, or take the next step of closing; False when the connection has ended."""
-        if self._ended:
-            return False
-        writer = self._writer
-        if writer is not None and writer.size and not writer.draining:
-            self._flush_before_waiting(writer)
-        self._give_way()
-        if self._ended:
-            return False
-        protocol = self._protocol
-        if protocol.has_more:
-            self._take(protocol.receive(b"", 0, 0), self._heard)
-            return True
-        if protocol.failure is not None:
-            self._fail(protocol.failure.code, str(protocol.failure))
-            return False
-        if protocol.info is not None and protocol.info.received is not None:
-            self._finish_closing_handshake()
-            return False
-        count = self._receive()
-        if count <= 0:
-            self._end(abort=count < 0)
-            return False
-        self._take(protocol.receive(self._runtime.buffer, 0, count), self._heard)
-        return True
-
-    def _receive(self) -> int:
-        """Wait for bytes in the shared buffer. 0: the peer finished. -1: the stream failed or was closed."""
-        if self._request is not None and not self._service.keep_request:
-            self._request = None
-        self._reading = True
-        before = monotonic()
-        try:
-            count = self.stream.recv_into(self._runtime.buffer)
-        except TransportError as error:
-            self._error = self._error or error
-            return -1
-        finally:
-            self._reading = False
-        after = monotonic()
-        if after - before > WAITED:
-            self._turn_began = after
-        self._heard = after
-        return count
-
-    def _give_way(self) -> None:
-        """Let the others run once this connection has kept the loop for a turn: one with endless input would starve them."""
-        if monotonic() - self._turn_began > TURN:
-            self._giving_way = True
-            try:
-                gevent.sleep(0)
-            finally:
-                self._giving_way = False
-                self._turn_began = monotonic()
-
-    def _take(self, messages: list[Message], now: float) -> None:
-        if messages:
-            self._batch = messages
-            self._batch_at = 0
-        if not self._protocol.incomplete:
-            self._message_since = 0.0
-        elif not self._message_since or any(_is_data(message) for message in messages):
-            # Control frames stand in the middle of a message without being part of it: they leave its clock alone.
-            self._message_has_begun(now)
-        if self._accounted or self._protocol.incomplete:
-            self._account()
-
-    def _handle(self, handler: EventHandler, message: Message) -> None:
-        if message.opcode is Opcode.TEXT or message.opcode is Opcode.BINARY:
-            if self._protocol.state is State.OPEN or self._is_open():
-                if self._service.options.parallel:
-                    self._handle_in_pool(handler, message)
-                else:
-                    handler.on_message(self, message)
-        else:
-            self._handle_control(handler, message)
-
-    def _handle_control(self, handler: EventHandler | None, message: Message) -> None:
-        if not self._is_open():
-            return
-        if message.opcode is Opcode.PING:
-            if handler is None:
-                self.write_pong(message.data)
-            else:
-                handler.on_ping(self, message.data)
-        elif message.opcode is Opcode.PONG and not self._is_keepalive_pong(message.data) and handler is not None:
-            handler.on_pong(self, message.data)
-
-    def _handle_in_pool(self, handler: EventHandler, message: Message) -> None:
-        if self._pool is None:
-            self._pool = Pool(self._service.options.parallel)
-        self._pool.spawn(self._handle_one_of_many, handler, message)
-
-    def _handle_one_of_many(self, handler: EventHandler, message: Message) -> None:
-        try:
-            handler.on_message(self, message)
-        except Exception as error:
-            self._handler_failed(error)
-
-    def _handler_failed(self, error: BaseException) -> None:
-        if isinstance(error, ConnectionClosed) and not self._is_open():
-            return  # it wrote or read once more after the end: no fault of its own
-        self._service.log(logging.ERROR, self, "handler failed", error=error)
-        if not self._service.options.recovery or not isinstance(error, Exception):
-            self._runtime.hub.handle_error(self, type(error), error, error.__traceback__)
-        self._error = self._error or error
-        # The log has the traceback, the peer has nothing.
-        self._close_from_here(CloseCode.INTERNAL_ERROR)
-
     # Closing
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
@@ -405,13 +218,14 @@ class Connection(Deadlines):
         """
         self.write_close(code, reason)
         here = getcurrent()
-        if here is self._runtime.hub or self.closed:
+        if here is self._service.hub or self.closed:
             return
         if here is self._greenlet or (self._handler is None and not self._reading and not self._giving_way):
             while self._next() is not None:
                 pass
             if self._handler is None:
-                self._finish_without_handler()
+                self._end(True)
+                self._service.closed(self)
             return
         if self._closed is None:
             self._closed = Event()
@@ -419,12 +233,15 @@ class Connection(Deadlines):
 
     def abort(self) -> None:
         """Drop the transport and all unsent output at once, with no goodbye. Idempotent, never blocks, also in the hub."""
-        self._end(abort=True)
+        self._end(True)
 
     def kill(self) -> None:
         """Kill the connection's greenlet, without waiting: the transport is aborted and on_close is called."""
         if self._greenlet is not None:
             gevent.kill(self._greenlet)
+        elif self._parked:
+            self._error = self._error or GreenletExit()
+            self._end(True)
 
     def give_up(self, code: int, reason: str) -> None:
         """Close without sending what is queued: the frame that has begun, the close frame, and no more than `close_timeout`."""
@@ -451,9 +268,9 @@ class Connection(Deadlines):
         except TransportError as error:
             self._error = self._error or error
         # Closing with unread input would reset the connection, and the close frame could be lost with it.
-        while not self._ended and self._receive() > 0:
+        while not self._ended and self._receive_waiting() > 0:
             pass
-        self._end(abort=False)
+        self._end(False)
 
     def _finish_closing_handshake(self) -> None:
         """The peer's close frame is here: answer it; the server closes the transport first (section 7.1.1)."""
@@ -467,10 +284,10 @@ class Connection(Deadlines):
             self._closing_has_begun()
             writer.flush()
         self._wait_drained()
-        if self._service.side is Side.CLIENT:
-            while not self._ended and self._receive() > 0:
+        if self._service.is_client:
+            while not self._ended and self._receive_waiting() > 0:
                 pass
-        self._end(abort=False)
+        self._end(False)
 
     def _wait_drained(self) -> None:
         """Wait until our output is sent; the closing handshake's deadline bounds it."""
@@ -478,12 +295,6 @@ class Connection(Deadlines):
         if writer is not None and not self._ended:
             writer.flush()
             writer.wait_drained()
-
-    def _flush_before_waiting(self, writer: Writer) -> None:
-        try:
-            self._flush(writer)
-        except ConnectionClosed:
-            return  # the reader learns it from the stream
 
     def _info_so_far(self) -> CloseInfo:
         return self._protocol.info if self._protocol.info is not None else CloseInfo(error=self._error)
@@ -503,19 +314,23 @@ class Connection(Deadlines):
             self.stream.abort()
         else:
             self.stream.close()
-        self._runtime.wheel.cancel(self)
+        self._service.wheel.cancel(self)
         self._account()
         if self._closed is not None:
             self._closed.set()
+        if self._parked:
+            self._parked = self._reading = False
+            self._service.hub.loop.run_callback(greenlet(self._finish, self._service.hub).switch)
 
-    def _finish(self, handler: EventHandler) -> None:
-        """The handler has returned: bring the connection to its end and say so once."""
-        try:
-            while self._next() is not None:
-                pass
-        except BaseException as error:
-            self._error = self._error or error
-        self._end(abort=True)
+    def _finish(self) -> None:
+        """The last thing in the connection's greenlet: the end of the closing handshake, and `on_close` after an `on_open`."""
+        if self._opened:
+            try:
+                while self._next() is not None:
+                    pass
+            except BaseException as error:
+                self._error = self._error or error
+        self._end(True)
         if self._pool is not None:
             self._pool.join(timeout=self._service.options.close_timeout)
             self._pool.kill()
@@ -523,21 +338,20 @@ class Connection(Deadlines):
         if self._opened:
             self._opened = False
             try:
-                handler.on_close(self, self._info_so_far())
+                self._handler.on_close(self, self._info_so_far())  # type: ignore[union-attr]  # who was opened has one
             except Exception as error:
                 self._service.log(logging.ERROR, self, "on_close failed", error=error)
+            except BaseException as error:
+                self._service.hub.handle_error(self, type(error), error, error.__traceback__)
         self._service.closed(self)
-
-    def _finish_without_handler(self) -> None:
-        self._end(abort=True)
-        self._service.closed(self)
+        self._greenlet = None
 
     # What the Writer tells
 
     def output_failed(self, error: TransportError) -> None:
         """The stream failed while sending: wake the reader, who ends the connection."""
         self._error = self._error or error
-        self._end(abort=True)
+        self._end(True)
 
     def output_changed(self, writer: Writer) -> None:
         """Unsent output appeared, shrank or is gone."""
@@ -553,8 +367,21 @@ class Connection(Deadlines):
             self._service.account(change)
 
 
-def _is_data(message: Message) -> bool:
-    return message.opcode is Opcode.TEXT or message.opcode is Opcode.BINARY
+class Acceptor:
+    """What a listener calls in the greenlet of each new stream. An object, so that no Python frame lies below the connection's."""
+
+    __slots__ = ("_service",)
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+
+    def __call__(self, stream: Stream) -> None:
+        if self._service.is_beyond_refusing():
+            stream.abort()
+            return
+        conn = Connection(stream, self._service)
+        self._service.connections.add(conn)
+        conn.run()
 
 
 def _without_mapping(address: Any) -> Any:

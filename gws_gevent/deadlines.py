@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """The clocks of a connection: keepalive, timeouts, deadlines.
 
 Belongs here: when something is overdue, and the keepalive ping. Does not belong here: the wheel (timers.py), reading, writing.
@@ -10,24 +11,30 @@ from __future__ import annotations
 
 from random import random
 from struct import pack
-from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.frames import Opcode, State
-from gws_gevent.outgoing import Outgoing
-from gws_gevent.timers import TICK
+
+from ._fdio import monotonic
+from .outgoing import Outgoing
+from .service import Service
+from .writer import Writer
 
 if TYPE_CHECKING:
-    from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
-    from gws_gevent.writer import Writer
 
 __all__ = ["Deadlines"]
 
-NEVER = float("inf")
+CONNECTING: Final = State.CONNECTING
+OPEN: Final = State.OPEN
+NEVER: Final = float("inf")
+#: Seconds after which the wheel asks again at the earliest.
+TICK: Final = 0.1
 #: A ping goes out between this share of `ping_interval` and the whole, so that connections made together drift apart.
-JITTER = 0.75
+JITTER: Final = 0.75
+#: Seconds after which an idle connection that could not be parked, or pinged, is looked at again at the latest.
+AGAIN: Final = 1.0
 
 
 class Deadlines(Outgoing):
@@ -38,17 +45,18 @@ class Deadlines(Outgoing):
     """
 
     __slots__ = (
-        "_close_by", "_due", "_ended", "_error", "_heard", "_limits", "_message_since", "_ping_at", "_ping_sent", "_reading",
-        "latency",
+        "_close_by", "_due", "_ended", "_error", "_heard", "_limits", "_may_park", "_message_since", "_ping_at", "_ping_sent",
+        "_reading", "latency",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
         Outgoing.__init__(self, stream, service)
-        self._protocol.state = State.CONNECTING
+        self._protocol.state = CONNECTING
         self.latency: float | None = None
         self._error: BaseException | None = None
         self._ended = False
         self._reading = False
+        self._may_park = False
         # Monotonic seconds; 0 means none.
         self._heard = 0.0
         self._ping_at = 0.0
@@ -120,25 +128,25 @@ class Deadlines(Outgoing):
         """Have `on_deadline` called no later than `when`."""
         if when < self._due and not self._ended:
             self._due = when
-            self._runtime.wheel.schedule(self, when)
+            self._service.wheel.schedule(self, when)
 
     def on_deadline(self, now: float) -> float:
         """In the hub: abort what is overdue, send the keepalive ping."""
         self._due = NEVER
         if self._ended:
             return NEVER
-        if self._protocol.state is State.CONNECTING:
+        if self._protocol.state is CONNECTING:
             if now < self._close_by:
                 self._due = self._close_by
                 return self._due
             self._service.handshake_timed_out(self)  # type: ignore[arg-type]  # every Deadlines is a Connection
             return NEVER
-        if not self._reading or self._runtime.wheel.held_up:
+        if not self._reading or self._service.wheel.held_up:
             # The clocks of reading stand still while we do not read, and while nobody could.
             self._heard = now
             if self._message_since:
                 self._message_since = now
-        if self._writer is not None and self._runtime.wheel.held_up:
+        if self._writer is not None and self._service.wheel.held_up:
             self._writer.progress = now
         overdue = self._overdue(now)
         if overdue is not None:
@@ -147,6 +155,9 @@ class Deadlines(Outgoing):
             return NEVER
         if self._ping_at and now >= self._ping_at:
             self._keepalive(now)
+        park_after = self._service.options.park_after
+        if park_after is not None and now >= self._heard + park_after:
+            self._park()
         self._due = max(self._next_due(now), now + TICK)
         return self._due
 
@@ -183,6 +194,8 @@ class Deadlines(Outgoing):
             due = min(due, self._heard + options.read_timeout)
         if self._message_since and options.message_timeout is not None:
             due = min(due, self._message_since + options.message_timeout)
+        if options.park_after is not None and self._may_park:
+            due = min(due, max(self._heard + options.park_after, now + min(options.park_after, AGAIN)))
         if self._ping_at and not self._close_by:
             due = min(due, self._ping_at)
             if self._ping_sent > self._heard and options.ping_timeout is not None:
@@ -192,12 +205,12 @@ class Deadlines(Outgoing):
     def _keepalive(self, now: float) -> None:
         interval = self._service.options.ping_interval
         assert interval is not None
-        if self._protocol.state is not State.OPEN or self._writer is not None or not self._reading:
+        if self._protocol.state is not OPEN or self._writer is not None or not self._reading:
             # Unsent output has its own deadline, and a handler at work is no silent peer.
-            self._ping_at = now + min(interval, 1.0)
+            self._ping_at = now + min(interval, AGAIN)
             return
-        if not self._runtime.may_ping(now):
-            self._ping_at = now + min(interval, 1.0) * random()
+        if not self._service.runtime.may_ping(now):
+            self._ping_at = now + min(interval, AGAIN) * random()
             return
         self._ping_at = now + interval * (JITTER + (1 - JITTER) * random())
         if self._ping_sent <= self._heard:
@@ -206,6 +219,10 @@ class Deadlines(Outgoing):
 
     def _end(self, abort: bool) -> None:
         """End the transport."""
+        raise NotImplementedError
+
+    def _park(self) -> None:
+        """Give the greenlet back, if nothing but waiting is left to do for it."""
         raise NotImplementedError
 
 

@@ -43,20 +43,12 @@ class EventHandler:
     def on_close(self, conn: Connection, info: CloseInfo) -> None:
         """The connection has ended: called exactly once for each on_open, the transport already closed."""
 
-    def serve(self, conn: Connection) -> None:
-        """Read until the connection ends, dispatching to the methods above. A plain function stands in for this one."""
-        conn.dispatch()
-
 
 class FunctionHandler(EventHandler):
     """Runs `function(conn)`, which reads with `receive()` or iteration. When it returns, the connection is closed with 1000."""
 
     def __init__(self, function: Callable[[Connection], object]) -> None:
         self.function = function
-
-    def serve(self, conn: Connection) -> None:
-        self.function(conn)
-        conn.close()
 
     def __repr__(self) -> str:
         return f"FunctionHandler({self.function!r})"

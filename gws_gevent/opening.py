@@ -12,6 +12,7 @@ import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.frames import CloseCode, Side
 from gws_gevent.handler import EventHandler, as_handler
@@ -27,12 +28,14 @@ from gws_gevent.handshake import (
 )  # fmt: skip
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.proxy_headers import ProxyHeaderError, TrustedProxies, client_address, looks_like_proxy_header, parse_proxy_header
-from gws_gevent.service import Service
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
     from gws_gevent.options import ServerOptions
+    from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
+else:
+    Service = build_of("service").Service
 
 __all__ = ["ServerService"]
 
@@ -107,7 +110,7 @@ class ServerService(Service):
                 raise Refusal(503)
             # The peer has done its part in time. How long the program takes to decide is the program's affair.
             conn.allow(None)
-            remote = client_address(request.headers, peer, self._trusted) if self._trusted else peer
+            remote = client_address(request.headers, peer, self._trusted) if self._trusted else None
             handler = self._route(request)
             if isinstance(handler, Response):
                 self._say(conn, http_response(handler, method=request.method))

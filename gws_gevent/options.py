@@ -117,6 +117,11 @@ class ConnectionOptions(_Checked):
     """Server: seconds from accept to the end of the request head, TLS included. Client: for the whole opening handshake."""
     close_timeout: float = _seconds(5.0)
     """Seconds to wait for the peer's close frame before the transport is aborted."""
+    park_after: float | None = _seconds(None, optional=True)
+    """Seconds without input after which an event handler's connection gives its greenlet back until there is some. None: never.
+
+    It then costs a third of the memory, and a little more at its next message. Not for functions, nor for reading with `receive()`.
+    """
     ping_interval: float | None = _seconds(30.0, optional=True)
     """Seconds between two keepalive pings, under traffic too (`latency`), less up to a quarter at random. None: no keepalive."""
     ping_timeout: float | None = _seconds(30.0, optional=True)

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """The writing half of a connection: everything whose name begins with `write`.
 
 Belongs here: checking what is to be written, putting frames in order into the Writer, deciding when to flush and when to
@@ -8,34 +9,42 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from greenlet import getcurrent
 
-from gws_gevent._accel import build_of
 from gws_gevent.broadcast import PreparedMessage
 from gws_gevent.exceptions import ConnectionClosed, GwsError, MessageTooLarge, TransportError, WriteQueueFull
-from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, Side, State, frame_header
-from gws_gevent.runtime import get_ident
+from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, State, frame_header
 from gws_gevent.streamed import StreamedMessage
-from gws_gevent.timers import Timed
-from gws_gevent.writer import FLUSH_SIZE, LARGE, Writer
+
+from ._fdio import thread_id
+from .protocol import Protocol, close_payload
+from .service import Service
+from .timers import Timed
+from .writer import Writer
 
 if TYPE_CHECKING:
     from gws_gevent.frames import CloseInfo
     from gws_gevent.messages import Message
-    from gws_gevent.protocol import Protocol, close_payload
-    from gws_gevent.runtime import Runtime
-    from gws_gevent.service import Service
     from gws_gevent.transports.base import Stream
-else:
-    _protocol = build_of("protocol")
-    Protocol, close_payload = _protocol.Protocol, _protocol.close_payload
 
 __all__ = ["Outgoing"]
 
+#: Bytes of coalesced frames that are sent without waiting for more.
+FLUSH_SIZE: Final = 64 * 1024
+#: Bytes from which a payload is sent from where it lies instead of being copied into the output buffer.
+LARGE: Final = 8 * 1024
+#: Writers kept for the next connection that has something to send.
+SPARE_WRITERS: Final = 64
+
 #: Bytes of one fragment that `write_file` reads and sends at once.
-FRAGMENT_SIZE = 64 * 1024
+FRAGMENT_SIZE: Final = 64 * 1024
+
+OPEN: Final = State.OPEN
+CLOSING: Final = State.CLOSING
+TEXT: Final = Opcode.TEXT
+BINARY: Final = Opcode.BINARY
 
 Data = str | bytes | bytearray | memoryview
 Callback = Callable[[Exception | None], object]
@@ -49,7 +58,7 @@ class Outgoing(Timed):
     WriteQueueFull. After close every write raises ConnectionClosed.
     """
 
-    __slots__ = ("_accounted", "_batch", "_flush_scheduled", "_protocol", "_runtime", "_service", "_streamed", "_writer", "stream")
+    __slots__ = ("_accounted", "_batch", "_flush_scheduled", "_protocol", "_service", "_streamed", "_writer", "stream")
 
     stream: Stream
     _batch: list[Message] | None
@@ -58,7 +67,6 @@ class Outgoing(Timed):
         Timed.__init__(self)
         self.stream = stream
         self._service = service
-        self._runtime: Runtime = service.runtime
         self._protocol = Protocol(service.rules)
         self._writer: Writer | None = None
         self._streamed: StreamedMessage | None = None
@@ -82,7 +90,7 @@ class Outgoing(Timed):
         """
         payload = encode(opcode, data)
         self._check_size(len(payload))
-        if get_ident() != self._runtime.thread:
+        if thread_id() != self._service.thread:
             self._queue_from_thread(opcode, payload, None)
             return
         while self._streamed is not None:
@@ -116,7 +124,7 @@ class Outgoing(Timed):
         """
         payload = encode(opcode, data)
         self._check_size(len(payload))
-        if get_ident() != self._runtime.thread:
+        if thread_id() != self._service.thread:
             self._queue_from_thread(opcode, payload, callback)
             return True
         return self._queue(opcode, payload, callback)
@@ -127,8 +135,8 @@ class Outgoing(Timed):
 
     def submit(self, function: Callable[[], object]) -> None:
         """Run `function()` in a greenlet when everything written before has been sent; not at all if that fails."""
-        if get_ident() != self._runtime.thread:
-            self._runtime.call_from_thread(self._submit_late, function)
+        if thread_id() != self._service.thread:
+            self._service.runtime.call_from_thread(self._submit_late, function)
             return
         self._check_open()
         writer = self._open_writer()
@@ -137,12 +145,12 @@ class Outgoing(Timed):
 
     def write_prepared(self, frame: PreparedMessage) -> None:
         """Write a message that was encoded once for many connections."""
-        if self._service.side is Side.CLIENT:
+        if self._service.is_client:
             # 5.3: a client masks each frame with a key of its own.
             self.write_message(frame.opcode, frame.payload)
             return
         self._check_size(len(frame.payload))
-        if get_ident() != self._runtime.thread:
+        if thread_id() != self._service.thread:
             self._queue_from_thread(frame.opcode, frame.payload, None)
             return
         while self._streamed is not None:
@@ -210,8 +218,8 @@ class Outgoing(Timed):
             ValueError: a code that may not be sent, or a reason of more than 123 bytes; nothing is sent.
         """
         close_payload(code, reason)
-        if get_ident() != self._runtime.thread:
-            self._runtime.call_from_thread(self._close_from_here, code, reason)
+        if thread_id() != self._service.thread:
+            self._service.runtime.call_from_thread(self._close_from_here, code, reason)
             return
         self._close_from_here(code, reason)
 
@@ -225,7 +233,7 @@ class Outgoing(Timed):
     def _write_control(self, opcode: int, payload: bytes) -> None:
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise ValueError(f"a control frame holds at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
-        if get_ident() != self._runtime.thread:
+        if thread_id() != self._service.thread:
             self._queue_from_thread(opcode, bytes(payload), None)
             return
         self._write_frame(opcode, payload, True)
@@ -240,7 +248,7 @@ class Outgoing(Timed):
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         out = writer.tail()
         before = len(out)
-        if len(payload) >= LARGE and type(payload) is bytes and self._service.side is Side.SERVER:
+        if len(payload) >= LARGE and type(payload) is bytes and not self._service.is_client:
             out += frame_header(0x80 | opcode if fin else opcode, len(payload))
             writer.appended(len(out) - before)
             writer.append_payload(payload)
@@ -258,12 +266,12 @@ class Outgoing(Timed):
             raise ConnectionClosed(self._info_so_far())
         if writer.size == 0:
             self._release(writer)
-        elif writer.size > self._service.options.write_high_water and getcurrent() is not self._runtime.hub:
-            writer.wait_below(self._service.options.write_high_water)
+        elif writer.size > self._service.write_high_water and getcurrent() is not self._service.hub:
+            writer.wait_below(self._service.write_high_water)
             if writer.failed:
                 raise ConnectionClosed(self._info_so_far())
 
-    def _flush_deferred(self) -> None:
+    def flush_deferred(self) -> None:
         """In the hub: what a handler wrote before it blocked goes out now."""
         self._flush_scheduled = False
         writer = self._writer
@@ -274,33 +282,38 @@ class Outgoing(Timed):
     def _open_writer(self) -> Writer:
         writer = self._writer
         if writer is None:
-            writer = self._writer = Writer(self.stream, self, self._runtime)
+            spare = self._service.spare_writers
+            writer = self._writer = spare.pop() if spare else Writer(self._service.hub)
+            writer.attach(self.stream, self)
         return writer
 
     def _release(self, writer: Writer) -> None:
-        if writer.is_idle() and self._writer is writer:
+        if self._writer is writer and writer.is_idle():
             self._writer = None
+            spare = self._service.spare_writers
+            if len(spare) < SPARE_WRITERS and writer.detach():
+                spare.append(writer)
 
     def _check_open(self) -> None:
-        if self._protocol.state is not State.OPEN and not self._is_open():
+        if self._protocol.state is not OPEN and not self._is_open():
             raise ConnectionClosed(self._info_so_far())
 
     def _is_open(self) -> bool:
         """True while messages and writes are in order: also when the peer's close frame was read, but what came before it is not
         handled yet."""
         protocol = self._protocol
-        if self._batch is None or protocol.info is None or protocol.state is not State.CLOSING:
-            return protocol.state is State.OPEN
+        if self._batch is None or protocol.info is None or protocol.state is not CLOSING:
+            return protocol.state is OPEN
         return protocol.info.sent is None
 
     def _check_size(self, size: int) -> None:
-        limit = self._service.options.write_max_payload_size
+        limit = self._service.write_max_payload_size
         if size > limit:
             raise MessageTooLarge(f"a message of {size} bytes is above write_max_payload_size ({limit})")
 
     def _check_room(self, writer: Writer, size: int) -> None:
         """In the hub nobody can wait, so what does not fit is refused."""
-        if writer.size + size > self._service.options.write_queue_size and writer.size and getcurrent() is self._runtime.hub:
+        if writer.size + size > self._service.write_queue_size and writer.size and getcurrent() is self._service.hub:
             raise WriteQueueFull(f"{writer.size} bytes are unsent and the hub cannot wait")
 
     def _queue(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> bool:
@@ -310,7 +323,7 @@ class Outgoing(Timed):
             self._check_open()
             writer = self._open_writer()
             unsent = writer.size + (self._streamed.size_behind() if self._streamed is not None else 0)
-            if not unsent or unsent + len(payload) <= self._service.options.write_queue_size:
+            if not unsent or unsent + len(payload) <= self._service.write_queue_size:
                 break
             if not self._make_room(writer, len(payload), callback):
                 return False
@@ -330,17 +343,17 @@ class Outgoing(Timed):
     def _flush_deferred_later(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._runtime.flush_later(self._flush_deferred)
+            self._service.flush_later(self)
 
     def _make_room(self, writer: Writer, size: int, callback: Callback | None) -> bool:
         """Wait for room, or refuse the message (False), as `slow_consumer` says."""
         policy, here, streamed = self._service.options.slow_consumer, getcurrent(), self._streamed
         full = WriteQueueFull(f"{writer.size} bytes are unsent")
-        if policy == "block" and here is not self._runtime.hub and (streamed is None or streamed.greenlet is not here):
+        if policy == "block" and here is not self._service.hub and (streamed is None or streamed.greenlet is not here):
             if streamed is not None:
                 streamed.done.wait()
             else:
-                writer.wait_below(max(self._service.options.write_queue_size - size, 0))
+                writer.wait_below(max(self._service.write_queue_size - size, 0))
             return True
         if policy == "close":
             self.give_up(CloseCode.POLICY_VIOLATION, "too slow")
@@ -354,12 +367,12 @@ class Outgoing(Timed):
     def _queue_from_thread(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> None:
         self._check_open()
         data = bytes(payload)
-        self._runtime.reserve(self, len(data), self._service.options.write_queue_size)
-        self._runtime.call_from_thread(self._queue_late, opcode, data, callback)
+        self._service.runtime.reserve(self, len(data), self._service.write_queue_size)
+        self._service.runtime.call_from_thread(self._queue_late, opcode, data, callback)
 
     def _queue_late(self, opcode: int, payload: bytes, callback: Callback | None) -> None:
         """In the hub, for another thread: nothing may block or raise."""
-        self._runtime.unreserve(self, len(payload))
+        self._service.runtime.unreserve(self, len(payload))
         try:
             self._queue(opcode, payload, callback)
         except (ConnectionClosed, WriteQueueFull, TransportError) as error:
@@ -392,7 +405,7 @@ class Outgoing(Timed):
             return
         if streamed.greenlet is getcurrent():
             raise GwsError("this greenlet is writing a message in fragments: another one would stand in its middle")
-        if getcurrent() is self._runtime.hub:
+        if getcurrent() is self._service.hub:
             raise WriteQueueFull("a message is being written in fragments and the hub cannot wait")
         streamed.done.wait()
 
@@ -440,7 +453,9 @@ def encode(opcode: int, data: Data, whole: bool = True) -> bytes | bytearray | m
     Args:
         whole: check that TEXT given as bytes is UTF-8; a piece of it may end inside a character.
     """
-    if opcode == Opcode.TEXT:
+    if opcode is BINARY and type(data) is bytes:
+        return data
+    if opcode == TEXT:
         if isinstance(data, str):
             return data.encode()
         if not isinstance(data, bytes | bytearray | memoryview):
@@ -449,7 +464,7 @@ def encode(opcode: int, data: Data, whole: bool = True) -> bytes | bytearray | m
         if whole:
             payload.decode()
         return payload
-    if opcode != Opcode.BINARY:
+    if opcode != BINARY:
         raise ValueError(f"opcode: a message is TEXT or BINARY, not {opcode!r}")
     if isinstance(data, str):
         raise TypeError("a BINARY message is bytes, not str")

@@ -1,4 +1,4 @@
-"""What the connections of one hub share: buffers, the wheel, deferred flushes, calls from other threads.
+"""What the connections of one hub share: buffers, the wheel, the poller, calls from other threads.
 
 Belongs here: mutable state that belongs to no single connection. Nothing mutable is global: each thread's hub has its own
 Runtime, and a forked child makes a new one.
@@ -7,15 +7,19 @@ Runtime, and a forked child makes a new one.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent.hub import get_hub
 from gevent.monkey import get_original
 
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import WriteQueueFull
-from gws_gevent.timers import Wheel
+
+if TYPE_CHECKING:
+    from gws_gevent.timers import Wheel
+else:
+    Wheel = build_of("timers").Wheel
 
 __all__ = ["RECEIVE_SIZE", "Runtime", "current"]
 
@@ -41,8 +45,6 @@ class Runtime:
     """
 
     __slots__ = (
-        "_dirty",
-        "_flush_scheduled",
         "_lock",
         "_pings",
         "_reserved",
@@ -63,8 +65,6 @@ class Runtime:
         self.scratch = bytearray(SCRATCH_SIZE)
         self.wheel = Wheel(hub.loop)
         self.poller: Any = None
-        self._dirty: deque[Callable[[], object]] = deque()
-        self._flush_scheduled = False
         self._pings = (0.0, 0)
         self._lock = allocate_lock()
         self._reserved: dict[Any, int] = {}
@@ -72,14 +72,6 @@ class Runtime:
     def is_here(self) -> bool:
         """True in the thread this runtime belongs to."""
         return bool(get_ident() == self.thread)
-
-    def flush_later(self, flush: Callable[[], object]) -> None:
-        """Call `flush()` in the hub before the loop next waits. It may not block or raise."""
-        self._dirty.append(flush)
-        if not self._flush_scheduled:
-            # run_callback and no prepare watcher: it runs on libev and libuv, and behind the callbacks that write.
-            self._flush_scheduled = True
-            self.hub.loop.run_callback(self._flush)
 
     def call_from_thread(self, function: Callable[..., object], *args: object) -> None:
         """Run `function(*args)` in this runtime's hub, from any thread. It may not block or raise."""
@@ -107,11 +99,6 @@ class Runtime:
             underway = self._reserved.pop(owner) - count
             if underway:
                 self._reserved[owner] = underway
-
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        for _ in range(len(self._dirty)):
-            self._dirty.popleft()()
 
 
 class _PerThread(get_original("_thread", "_local")):  # type: ignore[misc]

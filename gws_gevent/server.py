@@ -10,12 +10,12 @@ import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 
-from gws_gevent.connection import Connection
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import GwsError
 from gws_gevent.frames import CloseCode
 from gws_gevent.handler import EventHandler, as_handler
@@ -25,6 +25,12 @@ from gws_gevent.opening import ServerService
 from gws_gevent.options import ServerOptions, options_or_default
 from gws_gevent.transports.base import Endpoint, EndpointLike, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.registry import listen, listen_on_socket
+
+if TYPE_CHECKING:
+    from gws_gevent.connection import Acceptor, Connection
+else:
+    _connection = build_of("connection")
+    Acceptor, Connection = _connection.Acceptor, _connection.Connection
 
 __all__ = ["Server", "serve"]
 
@@ -114,25 +120,17 @@ class Server:
         if self._service is None or self._service.stopping:
             self._service = ServerService(self._handler, self.options, self._on_request, self._tell)
             self._stopped.clear()
+        on_stream = Acceptor(self._service)
         started: list[Listener] = []
         try:
             for listener in listeners:
-                listener.start(self._on_stream)
+                listener.start(on_stream)
                 started.append(listener)
         except BaseException:
             for listener in started:
                 listener.close()
             raise
         self._listeners += started
-
-    def _on_stream(self, stream: Stream) -> None:
-        service = self._service
-        if service is None or service.is_beyond_refusing():
-            stream.abort()
-            return
-        conn = Connection(stream, service)
-        service.connections.add(conn)
-        conn.run()
 
     def _tell(self, stream: Stream | None, error: Exception) -> None:
         self.on_error(stream, error)

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """What the connections of one server or one client share.
 
 Belongs here: options, limits over all connections, the set of them, the log. Does not belong here: anything of a single one.
@@ -12,20 +13,18 @@ from typing import TYPE_CHECKING, Any
 from gevent.event import Event
 
 from gws_gevent import runtime
-from gws_gevent._accel import build_of
-from gws_gevent.frames import CloseCode
+from gws_gevent.frames import CloseCode, Side
 from gws_gevent.session import SessionStorage
+
+from .protocol import ProtocolRules
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from gws_gevent.connection import Connection
-    from gws_gevent.frames import Side
     from gws_gevent.handler import EventHandler
     from gws_gevent.options import ConnectionOptions
-    from gws_gevent.protocol import ProtocolRules
-else:
-    ProtocolRules = build_of("protocol").ProtocolRules
+    from gws_gevent.outgoing import Outgoing
 
 __all__ = ["Service"]
 
@@ -37,6 +36,8 @@ class Service:
         connections: every connection from accept to the end of its greenlet.
         buffered: bytes of incomplete messages and unsent output over all of them.
         keep_request: connections keep their request past the first read.
+        turn_began: monotonic time since when connections have been reading without waiting; 0: nobody has read since.
+        spare_writers: writers of connections that have nothing to send.
     """
 
     def __init__(self, side: Side, options: ConnectionOptions) -> None:
@@ -44,6 +45,19 @@ class Service:
         self.options = options
         self.rules = ProtocolRules(side, options)
         self.runtime = runtime.current()
+        # What each message needs, where it is found at once.
+        self.is_client = side is Side.CLIENT
+        self.parallel = bool(options.parallel)
+        self.write_max_payload_size = options.write_max_payload_size
+        self.write_high_water = options.write_high_water
+        self.write_queue_size = options.write_queue_size
+        self.hub = self.runtime.hub
+        self.wheel = self.runtime.wheel
+        self.buffer = self.runtime.buffer
+        self.thread = self.runtime.thread
+        self.turn_began = 0.0
+        self.spare_writers: list[Any] = []
+        self._dirty: list[Outgoing] = []
         self.connections: set[Connection] = set()
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
@@ -80,15 +94,30 @@ class Service:
         """Make a session."""
         return self.options.new_session() if self.options.new_session is not None else SessionStorage()
 
+    def flush_later(self, conn: Outgoing) -> None:
+        """Send what `conn` holds back before the loop next waits, whatever its handler does until then."""
+        self._dirty.append(conn)
+        if len(self._dirty) == 1:
+            # run_callback and no prepare watcher: it runs on libev and libuv, and behind the callbacks that write.
+            self.hub.loop.run_callback(self._flush)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for conn in dirty:
+            conn.flush_deferred()
+
     def account(self, change: int) -> None:
         """Bytes held have changed; above `max_buffered` the largest offender is closed with 1013."""
         self.buffered += change
         if change > 0 and self.buffered > self.options.max_buffered:
-            largest = max(self.connections, key=lambda conn: conn.held, default=None)
-            if largest is not None:
-                largest.shed(CloseCode.TRY_AGAIN_LATER, "too much is buffered")
+            self._shed_the_largest()
 
-    def log(self, level: int, conn: Connection | None, text: str, *args: object, error: BaseException | None = None) -> None:
+    def _shed_the_largest(self) -> None:
+        largest = max(self.connections, key=lambda conn: conn.held, default=None)
+        if largest is not None:
+            largest.shed(CloseCode.TRY_AGAIN_LATER, "too much is buffered")
+
+    def log(self, level: int, conn: Any, text: str, *args: object, error: BaseException | None = None) -> None:
         """Log a record that carries the connection's id and peer."""
         if not self._logger.isEnabledFor(level):
             return

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """One wheel for the deadlines of all connections of a hub.
 
 Belongs here: when to look at a connection again. Does not belong here: what is due. Each connection stands on the wheel
@@ -11,6 +12,8 @@ from time import monotonic
 from typing import Any
 
 __all__ = ["TICK", "Timed", "Wheel"]
+
+NEVER = float("inf")
 
 #: Seconds between two looks at the wheel.
 TICK = 0.1
@@ -63,7 +66,7 @@ class Wheel:
     def schedule(self, entry: Timed, when: float) -> None:
         """Ask `entry` at the monotonic time `when`, and no longer at the time it had before; infinity takes it off."""
         self._take_off(entry)
-        if when == float("inf"):
+        if when == NEVER:
             if self._count == 0:
                 self._stop()
             return
@@ -130,7 +133,7 @@ class Wheel:
         for entry in due:
             when = entry.on_deadline(now)
             # on_deadline may have scheduled the entry itself, or have ended it.
-            if entry._wheel_slot < 0 and when != float("inf"):
+            if entry._wheel_slot < 0 and when != NEVER:
                 self.schedule(entry, when)
         if self._count == 0:
             self._stop()

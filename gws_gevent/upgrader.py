@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from gws_gevent.connection import Connection
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError
 from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.opening import ServerService
 from gws_gevent.options import ServerOptions, options_or_default
 from gws_gevent.transports.base import Stream
+
+if TYPE_CHECKING:
+    from gws_gevent.connection import Connection
+else:
+    Connection = build_of("connection").Connection
 
 __all__ = ["Upgrader"]
 

@@ -1,3 +1,4 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """The output of one connection while it has some: order, coalescing, back-pressure.
 
 Belongs here: bytes on their way to a stream, and who sends them. Does not belong here: frames (but for finding where one
@@ -13,26 +14,23 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Final, Protocol
 
 from gevent.event import Event
 from greenlet import greenlet
 
 from gws_gevent.exceptions import TransportError
 
-if TYPE_CHECKING:
-    from gws_gevent.runtime import Runtime
+from ._fdio import SocketStream
 
-__all__ = ["FLUSH_SIZE", "LARGE", "Writer"]
+__all__ = ["Writer"]
 
-#: Bytes of coalesced frames that are sent without waiting for more.
-FLUSH_SIZE = 64 * 1024
-#: Bytes from which a payload is sent from where it lies instead of being copied into the output buffer.
-LARGE = 8 * 1024
+#: Bytes from which a frame that many connections share is sent from where it lies.
+LARGE: Final = 8 * 1024
 #: Bytes handed to a blocking `send_all` at once, so that progress can be seen.
-SLICE = 64 * 1024
+SLICE: Final = 64 * 1024
 #: Parts handed to one gathering send.
-MAX_PARTS = 64
+MAX_PARTS: Final = 64
 
 
 class Owner(Protocol):
@@ -48,6 +46,8 @@ class Owner(Protocol):
 class Writer:
     """An ordered queue of bytes and callbacks in front of a stream.
 
+    Frames are appended to the tail. Only what cannot go there (a large payload, a mark) puts parts in front of it.
+
     Attributes:
         size: bytes not yet taken by the stream.
         draining: a greenlet is sending; others only append.
@@ -56,27 +56,19 @@ class Writer:
     """
 
     __slots__ = (
-        "_below",
-        "_offset",
-        "_owner",
-        "_parts",
-        "_runtime",
-        "_stream",
-        "_try_send",
-        "draining",
-        "failed",
-        "progress",
-        "size",
-    )
+        "_below", "_hub", "_non_blocking", "_offset", "_owner", "_parts", "_socket", "_stream", "_tail",
+        "draining", "failed", "progress", "size",
+    )  # fmt: skip
 
-    def __init__(self, stream: Any, owner: Owner, runtime: Runtime) -> None:
-        self._stream = stream
-        self._try_send = getattr(stream, "try_send", None)
-        self._owner = owner
-        self._runtime = runtime
-        # bytearray: frames, to which more may be appended. bytes: one frame. memoryview: the payload of the last frame's
-        # header. A callable is a mark.
-        self._parts: deque[Any] = deque()
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._stream: Any = None
+        self._socket: SocketStream | None = None
+        self._non_blocking = False
+        self._owner: Any = None
+        self._tail = bytearray()
+        # bytearray: frames. bytes: one frame. memoryview: the payload of the last frame's header. A callable is a mark.
+        self._parts: deque[Any] | None = None
         self._offset = 0
         self._below: Event | None = None
         self.size = 0
@@ -84,14 +76,23 @@ class Writer:
         self.progress = 0.0
         self.failed = False
 
+    def attach(self, stream: Any, owner: Owner) -> None:
+        """Serve one connection from here on."""
+        self._stream = stream
+        self._socket = stream if type(stream) is SocketStream else None
+        self._non_blocking = self._socket is not None or hasattr(stream, "try_send")
+        self._owner = owner
+
+    def detach(self) -> bool:
+        """Let go of the connection; True if another may have this writer."""
+        if self.failed or self._below is not None or self.draining:
+            return False
+        self._stream = self._socket = self._owner = None
+        return True
+
     def tail(self) -> bytearray:
         """The buffer to append whole frames to. Call `appended` afterwards."""
-        parts = self._parts
-        if parts and type(parts[-1]) is bytearray:
-            tail: bytearray = parts[-1]
-            return tail
-        parts.append(bytearray())
-        return parts[-1]  # type: ignore[no-any-return]
+        return self._tail
 
     def appended(self, count: int) -> None:
         """Account for `count` bytes appended to `tail()`."""
@@ -99,32 +100,63 @@ class Writer:
 
     def append_payload(self, payload: bytes) -> None:
         """Queue a payload whose header ends `tail()`, without copying it."""
-        self._parts.append(memoryview(payload))
+        self._append_part(memoryview(payload))
         self.size += len(payload)
 
     def append_frame(self, frame: bytes) -> None:
         """Queue a whole frame that many connections share, without copying it unless it is small."""
         if len(frame) >= LARGE:
-            self._parts.append(frame)
+            self._append_part(frame)
         else:
-            tail = self.tail()
-            tail += frame
+            self._tail += frame
         self.size += len(frame)
 
     def append_mark(self, mark: Callable[[Exception | None], object]) -> None:
         """Call `mark(None)` in a greenlet once everything before it was sent, or `mark(error)` if that can't be."""
-        self._parts.append(mark)
+        self._append_part(mark)
+
+    def _append_part(self, part: Any) -> None:
+        self._all_parts().append(part)
+
+    def _all_parts(self) -> deque[Any]:
+        """Everything that is queued, the tail included, in order."""
+        if self._parts is None:
+            self._parts = deque()
+        if self._tail:
+            self._parts.append(self._tail)
+            self._tail = bytearray()
+        return self._parts
 
     def is_idle(self) -> bool:
         """True when nothing is left and nobody is sending."""
-        return not self._parts and not self.draining
+        return not self._tail and not self._parts and not self.draining
 
     def flush(self) -> None:
         """Send what can be sent without blocking; a drain greenlet sends the rest."""
-        if self.draining or self.failed or not self._parts:
+        if self.draining or self.failed:
             return
-        if self._try_send is None or not self._pump():
-            self._start_drain()
+        if not self._parts:
+            if not self._tail or (self._non_blocking and self._send_tail()):
+                return
+        elif self._non_blocking and self._pump():
+            return
+        self._start_drain()
+
+    def _send_tail(self) -> bool:
+        """The usual case: nothing stands before the tail, and the stream takes all of it at once. True when nothing is left."""
+        try:
+            sent = self._socket.try_send(self._tail) if self._socket is not None else self._stream.try_send(self._tail)
+        except TransportError as error:
+            self._broke(error)
+            return True
+        self.size -= sent
+        if self.size == 0:
+            self._tail.clear()
+            return True
+        self._offset = sent
+        self.progress = monotonic()
+        self._all_parts()
+        return False
 
     def wait_below(self, limit: int) -> None:
         """Block this greenlet until at most `limit` bytes are unsent, or the stream is gone."""
@@ -133,7 +165,7 @@ class Writer:
 
     def wait_drained(self) -> None:
         """Block this greenlet until everything was sent, or the stream is gone."""
-        while (self._parts or self.draining) and not self.failed:
+        while not self.is_idle() and not self.failed:
             self._wait()
 
     def _wait(self) -> None:
@@ -147,14 +179,14 @@ class Writer:
         if self.failed:
             return
         self.failed = True
-        marks = [part for part in self._parts if callable(part)]
+        marks = [part for part in self._all_parts() if callable(part)]
         self._forget()
         for mark in marks:
             self.run_in_greenlet(mark, error)
 
     def drop_all_but_the_frame_begun(self, error: Exception) -> None:
         """Forget what is queued behind the frame that has been sent in part; marks there are told `error`."""
-        marks = [part for part in self._parts if callable(part)]
+        marks = [part for part in self._all_parts() if callable(part)]
         begun = self._frame_begun()
         self._parts = deque(begun)
         self.size = sum(len(part) for part in begun) - self._offset
@@ -164,7 +196,7 @@ class Writer:
 
     def _frame_begun(self) -> list[Any]:
         """The parts that hold the frame which has been sent in part; none if the last byte sent ended a frame."""
-        parts = [part for part in self._parts if not callable(part)]
+        parts = [part for part in self._all_parts() if not callable(part)]
         if not parts or (self._offset == 0 and type(parts[0]) is not memoryview):
             self._offset = 0
             return []
@@ -183,7 +215,7 @@ class Writer:
 
     def _pump(self) -> bool:
         """Send without blocking; True when nothing is left."""
-        stream, parts, left = self._stream, self._parts, self.size
+        stream, parts, left = self._stream, self._all_parts(), self.size
         try:
             while parts:
                 if callable(parts[0]):
@@ -204,7 +236,7 @@ class Writer:
 
     def _send_parts(self) -> int:
         views: list[memoryview] = []
-        for part in self._parts:
+        for part in self._all_parts():
             if callable(part) or len(views) == MAX_PARTS:
                 break
             views.append(memoryview(part))
@@ -217,7 +249,7 @@ class Writer:
                 view.release()
 
     def _advance(self, sent: int) -> None:
-        parts = self._parts
+        parts = self._all_parts()
         self.size -= sent
         sent += self._offset
         while parts and not callable(parts[0]) and sent >= len(parts[0]):
@@ -229,17 +261,17 @@ class Writer:
         self.draining = True
         self.progress = monotonic()
         self._owner.output_changed(self)
-        self._runtime.hub.loop.run_callback(greenlet(self._drain, self._runtime.hub).switch)
+        self._hub.loop.run_callback(greenlet(self._drain, self._hub).switch)
 
     def _drain(self) -> None:
         """Send everything, blocking this greenlet, and run the marks on the way."""
         try:
-            while self._parts and not self.failed:
-                if callable(self._parts[0]):
-                    self._run_mark(self._parts.popleft(), None)
-                elif self._try_send is None:
-                    self._send_slice()
-                elif not self._pump() and not callable(self._parts[0]):
+            while not self.failed and (parts := self._all_parts()):
+                if callable(parts[0]):
+                    self._run_mark(parts.popleft(), None)
+                elif not self._non_blocking:
+                    self._send_slice(parts[0])
+                elif not self._pump() and not callable(parts[0]):
                     self._tell()
                     self._stream.wait_writable()
         except Exception as error:  # a transport that raises anything else must not take the hub down
@@ -248,8 +280,8 @@ class Writer:
             self.draining = False
             self._tell()
 
-    def _send_slice(self) -> None:
-        with memoryview(self._parts[0]) as view:
+    def _send_slice(self, part: Any) -> None:
+        with memoryview(part) as view:
             piece = bytes(view[self._offset : self._offset + SLICE])
         # Counted as sent before it is: whatever asks where the frame begun ends must not cut into what is under way.
         self._advance(len(piece))
@@ -269,14 +301,15 @@ class Writer:
         try:
             mark(error)
         except Exception:
-            self._runtime.hub.handle_error(mark, *sys.exc_info())
+            self._hub.handle_error(mark, *sys.exc_info())
 
     def run_in_greenlet(self, mark: Callable[[Exception | None], object], error: Exception) -> None:
         """Call `mark(error)` in a greenlet of its own."""
-        self._runtime.hub.loop.run_callback(greenlet(self._run_mark, self._runtime.hub).switch, mark, error)
+        self._hub.loop.run_callback(greenlet(self._run_mark, self._hub).switch, mark, error)
 
     def _forget(self) -> None:
-        self._parts.clear()
+        self._parts = None
+        self._tail = bytearray()
         self._offset = 0
         self.size = 0
         self._wake()

@@ -22,7 +22,9 @@ LAYERS = {
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
     **dict.fromkeys(("handshake", "http_head", "messages", "protocol", "proxy_headers", "urls"), 2),
     **dict.fromkeys(("_fdio", "runtime", "timers", "transports"), 3),
-    **dict.fromkeys(("broadcast", "connection", "deadlines", "handler", "outgoing", "service", "session", "streamed", "writer"), 4),
+    **dict.fromkeys(
+        ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
+    ),
     **dict.fromkeys(("client", "integrations", "opening", "server", "upgrader"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
@@ -185,9 +187,7 @@ def test_modules_are_imported_by_name_only_where_that_is_the_purpose(name: str) 
 @pytest.mark.parametrize("name", BUILT_TWICE)
 def test_relative_imports_are_those_of_the_same_build(name: str) -> None:
     wrong = [
-        where(name, found)
-        for found in imports_of(name)
-        if found.ours is not None and found.relative != (found.ours in BUILT_TWICE)
+        where(name, found) for found in imports_of(name) if found.ours is not None and found.relative != (found.ours in BUILT_TWICE)
     ]
     assert not wrong, "relative for what is built twice, absolute for what exists once:\n" + "\n".join(wrong)
 

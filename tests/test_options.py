@@ -33,6 +33,7 @@ SHARED: dict[str, Any] = {
     "ping_timeout": 30,
     "read_timeout": None,
     "message_timeout": 60,
+    "park_after": None,
     "write_timeout": 30,
     "write_high_water": 64 * KiB,
     "write_queue_size": MiB,
@@ -80,10 +81,11 @@ DEADLINES = {
     "ping_timeout",
     "read_timeout",
     "message_timeout",
+    "park_after",
     "write_timeout",
 }
 FLAGS = {"check_utf8", "no_delay", "recovery", "require_subprotocol", "keep_request"}
-OPTIONAL = {"ping_interval", "ping_timeout", "read_timeout", "message_timeout", "write_timeout", "max_connections"}
+OPTIONAL = {"park_after", "ping_interval", "ping_timeout", "read_timeout", "message_timeout", "write_timeout", "max_connections"}
 
 
 def with_fields(names: Sequence[str] | set[str] | dict[str, int]) -> list[tuple[OptionsClass, str]]:

@@ -1,0 +1,39 @@
+cimport cython
+
+from .incoming cimport Incoming
+from .service cimport Service
+from .writer cimport Writer
+
+cdef object OPEN
+cdef object CLOSED
+
+
+cdef class Connection(Incoming):
+    cdef readonly object subprotocol
+    cdef readonly long long id
+    cdef object _remote
+    cdef object _closed
+    cdef unsigned char _opened
+
+    cpdef run(self)
+    cdef bint _begin(self) except -1
+    cpdef accepted(self, subprotocol, request, remote, bytes rest)
+    cpdef abort(self)
+    cpdef give_up(self, code, reason)
+    cdef _fail(self, code, reason)
+    @cython.locals(writer=Writer, out=bytearray, before=Py_ssize_t)
+    cdef _finish_closing_handshake(self)
+    @cython.locals(writer=Writer)
+    cdef _wait_drained(self)
+    cpdef _info_so_far(self)
+    @cython.locals(writer=Writer)
+    cpdef _end(self, bint abort)
+    cpdef _finish(self)
+    cpdef output_failed(self, error)
+    cpdef output_changed(self, writer)
+    @cython.locals(held=Py_ssize_t, change=Py_ssize_t)
+    cdef _account(self)
+
+
+cdef class Acceptor:
+    cdef Service _service

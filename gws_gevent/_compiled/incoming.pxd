@@ -1,0 +1,76 @@
+cimport cython
+
+from ._fdio cimport SocketStream, monotonic
+from .deadlines cimport Deadlines
+from .messages cimport Message
+from .protocol cimport Protocol
+from .service cimport Service
+from .writer cimport Writer
+
+cdef object OPEN
+cdef object TEXT
+cdef object BINARY
+cdef double TURN
+cdef double WAITED
+cdef int LOOK_UP
+cdef int READY
+cdef int WAIT
+cdef int ENDED
+cdef int WOULD_BLOCK
+cdef int FAILED
+
+
+cdef class Incoming(Deadlines):
+    cdef object _handler
+    cdef object _greenlet
+    cdef object _request
+    cdef object _session
+    cdef object _pool
+    cdef SocketStream _socket
+    cdef int _batch_at
+    cdef unsigned char _direct
+    cdef unsigned char _pollable
+    cdef unsigned char _giving_way
+    cdef unsigned char _parking
+    cdef unsigned char _parked
+
+    @cython.locals(failed=bint)
+    cdef bint _turn(self) except -1
+    @cython.locals(message=Message, found=int)
+    cdef bint _work(self, handler) except -1
+    cdef bint _wait(self) except -1
+    cdef _waiting_failed(self, error)
+    cdef _handle(self, handler, Message message)
+    cdef _handle_control(self, handler, Message message)
+    cpdef _handle_one_of_many(self, handler, message)
+    cdef _handle_in_pool(self, handler, Message message)
+    cdef _handler_failed(self, error)
+    cpdef _park(self)
+    cdef bint _try_to_park(self) except -1
+    cpdef on_readable(self)
+    cpdef _go_on(self)
+    cdef _watch_idleness(self)
+    cpdef receive(self, timeout=*)
+    @cython.locals(message=Message)
+    cdef _receive_data(self)
+    @cython.locals(message=Message, found=int)
+    cdef Message _next(self)
+    @cython.locals(batch=list, message=Message)
+    cdef Message _take_message(self)
+    @cython.locals(writer=Writer, protocol=Protocol, count=Py_ssize_t)
+    cdef int _fetch(self) except -2
+    @cython.locals(service=Service, count=Py_ssize_t)
+    cdef Py_ssize_t _receive(self) except -3
+    @cython.locals(before=double)
+    cdef Py_ssize_t _receive_blocking(self) except -3
+    @cython.locals(count=Py_ssize_t)
+    cdef Py_ssize_t _receive_waiting(self) except -3
+    cdef _wait_for_input(self)
+    @cython.locals(service=Service)
+    cdef _give_way(self, double now)
+    cdef _take(self, list messages, double now)
+    cdef _flush_before_waiting(self, Writer writer)
+    cdef _fail(self, code, reason)
+    cdef _finish_closing_handshake(self)
+    cpdef _finish(self)
+    cdef _account(self)

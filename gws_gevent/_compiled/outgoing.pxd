@@ -1,0 +1,54 @@
+cimport cython
+
+from ._fdio cimport thread_id
+from .protocol cimport Protocol
+from .service cimport Service
+from .timers cimport Timed
+from .writer cimport Writer
+
+cdef object OPEN
+cdef object CLOSING
+cdef object TEXT
+cdef object BINARY
+cdef Py_ssize_t FLUSH_SIZE
+cdef Py_ssize_t LARGE
+cdef Py_ssize_t SPARE_WRITERS
+
+
+cdef class Outgoing(Timed):
+    cdef readonly object stream
+    cdef Service _service
+    cdef Protocol _protocol
+    cdef Writer _writer
+    cdef object _streamed
+    cdef list _batch
+    cdef Py_ssize_t _accounted
+    cdef unsigned char _flush_scheduled
+
+    cpdef write_message(self, opcode, data)
+    @cython.locals(writer=Writer)
+    cdef _write_frame(self, int opcode, payload, bint fin)
+    @cython.locals(out=bytearray, before=Py_ssize_t)
+    cdef _append(self, Writer writer, int opcode, payload, bint fin)
+    cdef _flush(self, Writer writer)
+    @cython.locals(writer=Writer)
+    cpdef flush_deferred(self)
+    @cython.locals(writer=Writer, spare=list)
+    cdef Writer _open_writer(self)
+    @cython.locals(spare=list)
+    cdef _release(self, Writer writer)
+    cdef _check_open(self)
+    @cython.locals(protocol=Protocol)
+    cdef bint _is_open(self) except -1
+    cdef _check_size(self, Py_ssize_t size)
+    cdef _check_room(self, Writer writer, Py_ssize_t size)
+    cdef _flush_deferred_later(self)
+    cdef _send_close(self, code, reason)
+    cpdef give_up(self, code, reason)
+    cpdef output_failed(self, error)
+    cpdef output_changed(self, writer)
+    cpdef _closing_has_begun(self)
+    cpdef _info_so_far(self)
+
+
+cdef encode(opcode, data, bint whole=*)

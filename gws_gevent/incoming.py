@@ -1,0 +1,431 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
+"""The reading half of a connection: receiving, handing out, taking turns, waiting, parking.
+
+Belongs here: how bytes become calls of a handler, or results of `receive()`. Does not belong here: what a frame means
+(protocol.py), what comes before the first message and after the last (connection.py).
+
+An event handler's connection waits in one place, `_wait`, which the greenlet's first function calls: whatever else there is to do
+has returned by then. So no Python frame, and little of the C stack, stays alive in the greenlet of an idle connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.pool import Pool
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
+from gws_gevent.frames import CloseCode, Opcode, State
+from gws_gevent.transports.base import PollableStream
+
+from ._fdio import SocketStream, monotonic
+from .deadlines import Deadlines
+from .messages import Message
+from .service import Service
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from gws_gevent.handler import EventHandler
+    from gws_gevent.http_head import Request
+    from gws_gevent.transports.base import Stream
+
+__all__ = ["Incoming"]
+
+#: Seconds that connections may keep the loop without waiting, while others have input.
+TURN: Final = 0.0005
+#: Seconds from which a blocking read is known to have waited. Shorter ones count as work: at worst that gives way too often.
+WAITED: Final = 0.00005
+#: Messages handled between two looks at the clock.
+LOOK_UP: Final = 32
+
+#: What `_fetch` found: messages, that there is nothing to read now, or that the connection has ended.
+READY: Final = 1
+WAIT: Final = 0
+ENDED: Final = -1
+
+#: What `_receive` says besides a count of bytes.
+WOULD_BLOCK: Final = -1
+FAILED: Final = -2
+
+OPEN: Final = State.OPEN
+TEXT: Final = Opcode.TEXT
+BINARY: Final = Opcode.BINARY
+
+
+class Incoming(Deadlines):
+    """The half of a connection that reads. One greenlet at a time does: the connection's own, or whoever calls `receive`."""
+
+    __slots__ = (
+        "_batch_at", "_direct", "_giving_way", "_greenlet", "_handler", "_parked", "_parking", "_pollable", "_pool", "_request",
+        "_session", "_socket",
+    )  # fmt: skip
+
+    def __init__(self, stream: Stream, service: Service) -> None:
+        Deadlines.__init__(self, stream, service)
+        self._handler: EventHandler | None = None
+        self._greenlet: Any = None
+        self._request: Request | None = None
+        self._session: MutableMapping[Any, Any] | None = None
+        self._pool: Pool | None = None
+        self._batch_at = 0
+        self._giving_way = False
+        self._parking = False
+        self._parked = False
+        # What is waited on, and whether it is also what is read: under TLS it is the carrier.
+        self._direct = type(stream) is SocketStream
+        self._pollable = self._direct or isinstance(stream, PollableStream)
+        carrier: Any = stream if self._direct else stream.info("carrier") if self._pollable else None
+        self._socket: SocketStream | None = carrier if type(carrier) is SocketStream else None
+
+    # An event handler's loop
+
+    def _turn(self) -> bool:
+        """Read and handle all there is without waiting. True: the next step is to wait; False: the connection has ended."""
+        failed = False
+        while True:
+            try:
+                return self._work(self._handler)
+            except GreenletExit as exit:
+                # Rule: killing the greenlet aborts the transport; the peer is told nothing.
+                self._error = self._error or exit
+                self._end(True)
+                return False
+            except BaseException as error:
+                self._handler_failed(error)
+                if failed:
+                    # Handlers are not called once the first failure has closed: this one is no handler's, and would come again.
+                    self._end(True)
+                failed = True
+
+    def _work(self, handler: Any) -> bool:
+        while True:
+            message = self._take_message()
+            if message is not None:
+                self._handle(handler, message)
+                continue
+            found = self._fetch()
+            if found != READY:
+                return found == WAIT
+
+    def _wait(self) -> bool:
+        """Wait until there is something to read. False: parked instead, and the greenlet is to end."""
+        self._reading = True
+        try:
+            if self._socket is not None:
+                self._socket.wait_readable()
+            else:
+                self.stream.wait_readable()  # type: ignore[attr-defined]  # only a PollableStream would block
+        except BaseException as error:
+            self._reading = False
+            self._waiting_failed(error)
+            return True
+        self._service.turn_began = 0.0
+        if self._parking:
+            return not self._try_to_park()
+        self._reading = False
+        return True
+
+    def _waiting_failed(self, error: BaseException) -> None:
+        if isinstance(error, TransportError):
+            self._error = self._error or error
+        elif isinstance(error, GreenletExit):
+            self._error = self._error or error
+            self._end(True)
+        else:
+            self._handler_failed(error)
+
+    def _handle(self, handler: Any, message: Message) -> None:
+        if message.opcode is TEXT or message.opcode is BINARY:
+            if self._protocol.state is OPEN or self._is_open():
+                if self._service.parallel:
+                    self._handle_in_pool(handler, message)
+                else:
+                    handler.on_message(self, message)
+        else:
+            self._handle_control(handler, message)
+
+    def _handle_control(self, handler: Any, message: Message) -> None:
+        if not self._is_open():
+            return
+        if message.opcode is Opcode.PING:
+            if handler is None:
+                self.write_pong(message.data)
+            else:
+                handler.on_ping(self, message.data)
+        elif message.opcode is Opcode.PONG and not self._is_keepalive_pong(message.data) and handler is not None:
+            handler.on_pong(self, message.data)
+
+    def _handle_in_pool(self, handler: Any, message: Message) -> None:
+        if self._pool is None:
+            self._pool = Pool(self._service.options.parallel)
+        self._pool.spawn(self._handle_one_of_many, handler, message)
+
+    def _handle_one_of_many(self, handler: Any, message: Message) -> None:
+        try:
+            handler.on_message(self, message)
+        except Exception as error:
+            self._handler_failed(error)
+
+    def _handler_failed(self, error: BaseException) -> None:
+        if isinstance(error, ConnectionClosed) and not self._is_open():
+            return  # it wrote or read once more after the end: no fault of its own
+        self._service.log(logging.ERROR, self, "handler failed", error=error)
+        if not self._service.options.recovery or not isinstance(error, Exception):
+            self._service.hub.handle_error(self, type(error), error, error.__traceback__)
+        self._error = self._error or error
+        # The log has the traceback, the peer has nothing.
+        self._close_from_here(CloseCode.INTERNAL_ERROR)
+
+    # Parking: an idle connection without a greenlet
+
+    def _park(self) -> None:
+        """In the hub: let the greenlet that waits for input end, if that is all it does."""
+        if self._may_park and self._reading and self._writer is None and not self._protocol.incomplete:
+            self._parking = True
+            # It wakes up, finds nothing to read, and sees to the rest by itself.
+            self._socket.interrupt()  # type: ignore[union-attr]  # see _may_park
+
+    def _try_to_park(self) -> bool:
+        """In the connection's greenlet, which ends if this is True. `_reading` stays on: input is waited for all the same."""
+        self._parking = False
+        if self._ended or self._socket is None:
+            self._reading = False
+            return False
+        try:
+            self._socket.call_when_readable(self)
+        except TransportError as error:
+            self._error = self._error or error
+            self._reading = False
+            return False
+        self._may_park = False
+        self._parked = True
+        self._greenlet = None
+        return True
+
+    def on_readable(self) -> None:
+        """In the hub: there is input for a parked connection."""
+        self._parked = False
+        self._reading = False
+        self._service.hub.loop.run_callback(greenlet(self._go_on, self._service.hub).switch)
+
+    def _go_on(self) -> None:
+        """The loop of `run`, in the greenlet of a connection that was parked."""
+        self._greenlet = getcurrent()
+        self._watch_idleness()
+        while self._turn():
+            if not self._wait():
+                return
+        self._finish()
+
+    def _watch_idleness(self) -> None:
+        """Park when nothing has come for `park_after` seconds, where the stream is one that can do without a greenlet."""
+        park_after = self._service.options.park_after
+        if park_after is not None and self._socket is not None:
+            self._may_park = True
+            self._look_at(monotonic() + park_after)
+
+    # The other face
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """Return the next message: `str` for text, `bytes` for binary. Control frames are handled on the way.
+
+        Args:
+            timeout: seconds to wait; None waits until the connection ends.
+
+        Raises:
+            TimeoutError: nothing came in time. The connection stays usable and nothing is lost.
+            ConnectionClosed: the connection has ended.
+        """
+        if self._reading or self._giving_way:
+            raise GwsError("another greenlet is reading this connection")
+        if timeout is None:
+            return self._receive_data()
+        timer = gevent.Timeout.start_new(max(timeout, 0))
+        try:
+            return self._receive_data()
+        except gevent.Timeout as raised:
+            if raised is not timer:
+                raise
+            raise TimeoutError(f"no message within {timeout} seconds") from None
+        finally:
+            timer.close()
+
+    def _receive_data(self) -> Any:
+        while True:
+            message = self._next()
+            if message is None:
+                raise ConnectionClosed(self._info_so_far())
+            if message.opcode is TEXT or message.opcode is BINARY:
+                if self._is_open():
+                    return message.data
+            else:
+                self._handle_control(self._handler, message)
+
+    def _next(self) -> Message | None:
+        """The next message or control frame; None when the connection has ended."""
+        while True:
+            message = self._take_message()
+            if message is not None:
+                return message
+            found = self._fetch()
+            if found == ENDED:
+                return None
+            if found == WAIT:
+                self._wait_for_input()
+
+    # Reading
+
+    def _take_message(self) -> Message | None:
+        """The next message of the batch that was read last; None if there is none left."""
+        batch = self._batch
+        if batch is None:
+            return None
+        if self._batch_at % LOOK_UP == LOOK_UP - 1:
+            # Before a message is taken: an exception thrown in here must not lose it.
+            self._give_way(monotonic())
+        message = batch[self._batch_at]
+        self._batch_at += 1
+        if self._batch_at == len(batch):
+            # From here on a write is sent at once, with all that was held back before it.
+            self._batch = None
+        return message
+
+    def _fetch(self) -> int:
+        """Read once, or take the next step of closing. Only closing, and a stream that is not pollable, make it wait."""
+        if self._ended:
+            return ENDED
+        writer = self._writer
+        if writer is not None and writer.size and not writer.draining:
+            self._flush_before_waiting(writer)
+        if self._service.turn_began != 0.0:
+            self._give_way(self._heard)
+            if self._ended:
+                return ENDED
+        protocol = self._protocol
+        if protocol.has_more:
+            self._take(protocol.receive(b"", 0, 0), self._heard)
+            return READY
+        if protocol.failure is not None:
+            self._fail(protocol.failure.code, str(protocol.failure))
+            return ENDED
+        if protocol.info is not None and protocol.info.received is not None:
+            self._finish_closing_handshake()
+            return ENDED
+        count = self._receive()
+        if count > 0:
+            self._take(protocol.receive(self._service.buffer, 0, count), self._heard)
+            return READY
+        if count == WOULD_BLOCK:
+            return WAIT
+        self._end(count == FAILED)
+        return ENDED
+
+    def _receive(self) -> int:
+        """Read into the shared buffer: bytes, 0 if the peer has finished, WOULD_BLOCK, or FAILED."""
+        if self._request is not None and not self._service.keep_request:
+            self._request = None
+        service = self._service
+        try:
+            if self._direct:
+                count = self._socket.try_recv_into(service.buffer)  # type: ignore[union-attr]
+            elif self._pollable:
+                count = self.stream.try_recv_into(service.buffer)  # type: ignore[attr-defined]
+            else:
+                count = self._receive_blocking()
+        except TransportError as error:
+            self._error = self._error or error
+            return FAILED
+        if count > 0:
+            self._heard = monotonic()
+            if service.turn_began == 0.0:
+                service.turn_began = self._heard
+        return count
+
+    def _receive_blocking(self) -> int:
+        """A stream that can only block is a turn of its own if it did."""
+        before = monotonic()
+        self._reading = True
+        try:
+            return self.stream.recv_into(self._service.buffer)
+        finally:
+            self._reading = False
+            if monotonic() - before > WAITED:
+                self._service.turn_began = 0.0
+
+    def _receive_waiting(self) -> int:
+        """Like `_receive`, and wait where that would block."""
+        while True:
+            count = self._receive()
+            if count != WOULD_BLOCK:
+                return count
+            self._wait_for_input()
+
+    def _wait_for_input(self) -> None:
+        """Wait in a greenlet that goes on afterwards; what is thrown into it goes on to its owner."""
+        self._reading = True
+        try:
+            self.stream.wait_readable()  # type: ignore[attr-defined]
+        except TransportError as error:
+            self._error = self._error or error
+        finally:
+            self._reading = False
+            self._service.turn_began = 0.0
+
+    def _give_way(self, now: float) -> None:
+        """Let the others run once a turn is over: a connection with endless input would starve them."""
+        service = self._service
+        if service.turn_began == 0.0:
+            service.turn_began = now
+        elif now - service.turn_began > TURN:
+            self._giving_way = True
+            try:
+                gevent.sleep(0)
+            finally:
+                self._giving_way = False
+                service.turn_began = monotonic()
+
+    def _take(self, messages: list[Message], now: float) -> None:
+        if messages:
+            self._batch = messages
+            self._batch_at = 0
+        if not self._protocol.incomplete:
+            self._message_since = 0.0
+            if self._accounted:
+                self._account()
+            return
+        if not self._message_since or _holds_data(messages):
+            # Control frames stand in the middle of a message without being part of it: they leave its clock alone.
+            self._message_has_begun(now)
+        self._account()
+
+    def _flush_before_waiting(self, writer: Writer) -> None:
+        try:
+            self._flush(writer)
+        except ConnectionClosed:
+            return  # the reader learns it from the stream
+
+    # What the other half provides
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Fail the connection."""
+        raise NotImplementedError
+
+    def _finish_closing_handshake(self) -> None:
+        """The peer's close frame has come."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Bring the connection to its end."""
+        raise NotImplementedError
+
+    def _account(self) -> None:
+        """Bytes held have changed."""
+        raise NotImplementedError
+
+
+def _holds_data(messages: list[Message]) -> bool:
+    return any(message.opcode is TEXT or message.opcode is BINARY for message in messages)
