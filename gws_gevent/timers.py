@@ -130,10 +130,19 @@ class Wheel:
         for entry in due:
             entry._wheel_slot = -1
         self._count -= len(due)
-        for entry in due:
-            when = entry.on_deadline(now)
-            # on_deadline may have scheduled the entry itself, or have ended it.
-            if entry._wheel_slot < 0 and when != NEVER:
-                self.schedule(entry, when)
+        asked = 0
+        try:
+            for entry in due:
+                asked += 1
+                when = entry.on_deadline(now)
+                # on_deadline may have scheduled the entry itself, or have ended it.
+                if entry._wheel_slot < 0 and when != NEVER:
+                    self.schedule(entry, when)
+        except BaseException:
+            # One that breaks its promise must not take the others off the wheel: they believe that they stand on it.
+            for entry in due[asked:]:
+                if entry._wheel_slot < 0:
+                    self.schedule(entry, now)
+            raise
         if self._count == 0:
             self._stop()

@@ -277,6 +277,21 @@ def test_an_entry_may_cancel_another_that_is_due_in_the_same_tick(loop: FakeLoop
     assert loop.running == []
 
 
+def test_an_entry_that_raises_leaves_the_others_on_the_wheel(loop: FakeLoop, wheel: Wheel) -> None:
+    def fail() -> None:
+        raise RuntimeError("an entry that breaks its promise")
+
+    first, last = Entry(loop), Entry(loop)
+    wheel.schedule(first, loop.now + 1.0)
+    wheel.schedule(Entry(loop, then=fail), loop.now + 1.0)
+    wheel.schedule(last, loop.now + 1.0)
+    with pytest.raises(RuntimeError, match="promise"):
+        loop.pass_seconds(2.0)
+    assert len(wheel) == 1
+    loop.pass_seconds(2 * TICK)
+    assert (len(first.asked), len(last.asked), len(wheel)) == (1, 1, 0)
+
+
 def test_close_stops_the_timer(loop: FakeLoop, wheel: Wheel) -> None:
     entry = Entry(loop)
     wheel.schedule(entry, loop.now + 1)
