@@ -280,6 +280,9 @@ def resolve(host: str, port: int) -> list[tuple[int, Any]]:
     """
     try:
         found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM, 0, _socket.AI_NUMERICHOST)
+    except UnicodeError as error:
+        # Python encodes the name before the system sees it. A label of more than 63 bytes fails there, and not as an OSError.
+        raise _socket.gaierror(_socket.EAI_NONAME, "Name or service not known") from error
     except _socket.gaierror:
         found = gevent.socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]

@@ -308,6 +308,8 @@ def test_a_name_is_resolved_on_both_sides(connected: Any) -> None:
     [
         ("tcp://192.0.2.1:80", r"\[Errno 99\] listen on tcp://192\.0\.2\.1:80: Cannot assign requested address"),
         ("tcp://no-such-host.invalid:80", r"\[Errno -\d\] listen on tcp://no-such-host\.invalid:80: .*[Nn]ame.*"),
+        (f"tcp://{'a' * 64}.invalid:80", r"\[Errno -\d\] listen on tcp://a{64}\.invalid:80: .*[Nn]ame.*"),
+        ("tcp://a..invalid:80", r"\[Errno -\d\] listen on tcp://a\.\.invalid:80: .*[Nn]ame.*"),
     ],
 )
 def test_an_endpoint_that_cannot_be_bound_is_named_in_one_line(endpoint: str, message: str) -> None:
@@ -330,6 +332,8 @@ def test_a_busy_port_is_named() -> None:
     [
         ("tcp://127.0.0.1:1", r"\[Errno 111\] connect to tcp://127\.0\.0\.1:1: Connection refused"),
         ("tcp://no-such-host.invalid:80", r"\[Errno -\d\] connect to tcp://no-such-host\.invalid:80: .*[Nn]ame.*"),
+        (f"tcp://{'a' * 64}.invalid:80", r"\[Errno -\d\] connect to tcp://a{64}\.invalid:80: .*[Nn]ame.*"),
+        ("tcp://a..invalid:80", r"\[Errno -\d\] connect to tcp://a\.\.invalid:80: .*[Nn]ame.*"),
     ],
 )
 def test_an_endpoint_that_cannot_be_reached_is_named_in_one_line(endpoint: str, message: str) -> None:
