@@ -10,7 +10,10 @@ from __future__ import annotations
 import logging
 import reprlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from gevent import Timeout
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
@@ -101,6 +104,7 @@ class ServerService(Service):
 
     def _answer(self, conn: Connection, peer: Any, received: bytes) -> EventHandler | None:
         request: Request | None = None
+        deciding = False
         try:
             reader = self._read_head(conn, received)
             if reader is None:
@@ -110,6 +114,7 @@ class ServerService(Service):
                 raise Refusal(503)
             # The peer has done its part in time. How long the program takes to decide is the program's affair.
             conn.allow(None)
+            deciding = True
             remote = client_address(request.headers, peer, self._trusted) if self._trusted else None
             handler = self._route(request)
             if isinstance(handler, Response):
@@ -119,6 +124,7 @@ class ServerService(Service):
                 raise upgrade_required()
             acceptance = judge_upgrade(request, self.options)
             self._authorize(conn, request)
+            deciding = False
             conn.allow(self.options.write_timeout)
             conn.stream.send_all(accept_response(acceptance, self.options.response_headers))
         except HandshakeError as error:
@@ -131,6 +137,13 @@ class ServerService(Service):
             self.log(logging.ERROR, conn, "a callback failed during the opening handshake", error=error)
             self._refuse(conn, Refusal(500), request)
             return None
+        except Timeout as error:
+            # No Exception, and yet the commonest way in which a look-up ends. One that was set around us finds us elsewhere too.
+            if deciding:
+                self.log(logging.ERROR, conn, "a callback failed during the opening handshake", error=error)
+                with suppress(TransportError):  # which would stand in for the timeout
+                    self._refuse(conn, Refusal(500), request)
+            raise
         conn.accepted(acceptance.subprotocol, request, remote, reader.rest)
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)

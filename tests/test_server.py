@@ -278,6 +278,31 @@ def test_an_exception_in_on_request_answers_500_without_detail(caplog: pytest.Lo
     assert isinstance(record.exc_info[1], LookupError)
 
 
+@pytest.mark.parametrize("callback", ["on_request", "authorize"])
+def test_a_timeout_that_escapes_a_callback_answers_500(
+    callback: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[BaseException] = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, value, traceback: errors.append(value))
+    timeout = gevent.Timeout(3)
+
+    def fail(*args: Any) -> Any:
+        raise timeout
+
+    handler = EchoHandler()
+    options = ServerOptions(authorize=fail if callback == "authorize" else None)
+    with serving(handler, options, on_request=fail if callback == "on_request" else None) as server:
+        with pytest.raises(HandshakeRefused) as refused:
+            connect(url_of(server))
+        wait_until(lambda: not server.connections)
+    assert refused.value.status == 500
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is timeout
+    # As out of a handler: gevent itself is to know of what is no Exception.
+    assert errors == [timeout]
+
+
 def test_what_on_request_may_not_return_answers_500(caplog: pytest.LogCaptureFixture) -> None:
     with serving(None, on_request=lambda request: "a string") as server:  # type: ignore[arg-type,return-value]
         with pytest.raises(HandshakeRefused) as refused:
