@@ -180,20 +180,33 @@ class Server:
         if service is None or service.stopping:
             return
         service.stopping = True
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
+        try:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+            self._end_connections(service, timeout)
+        except BaseException:
+            # A Timeout around us, or a kill: nobody would come back to what is left.
+            for conn in list(service.connections):
+                conn.abort()
+                conn.kill()
+            raise
+        finally:
+            # Also when we are stopped ourselves, as in a handler whose own connection has to go: `serve_forever` waits for this.
+            self._stopped.set()
+
+    def _end_connections(self, service: ServerService, timeout: float | None) -> None:
         service.stop_awaiting()
         for conn in list(service.connections):
             conn.write_close(CloseCode.GOING_AWAY)
-        if not service.wait_empty(timeout):
+        if service.wait_empty(timeout):
+            return
+        for conn in list(service.connections):
+            conn.abort()
+        if not service.wait_empty(GRACE):
             for conn in list(service.connections):
-                conn.abort()
-            if not service.wait_empty(GRACE):
-                for conn in list(service.connections):
-                    conn.kill()
-                service.wait_empty(GRACE)
-        self._stopped.set()
+                conn.kill()
+            service.wait_empty(GRACE)
 
     def __enter__(self) -> Server:
         return self

@@ -502,6 +502,46 @@ def test_stop_from_a_handler() -> None:
     assert client.wait_closed().received == Close(1001, "")
 
 
+@pytest.mark.slow
+def test_stop_in_a_connections_own_greenlet_stops_the_server() -> None:
+    class Stopping(Recorder):
+        def on_message(self, conn: Any, message: Message) -> None:
+            server.stop(0.05)
+
+    handler = Stopping()
+    server = Server(handler)
+    running = gevent.spawn(server.run, "127.0.0.1:0")
+    wait_until(lambda: server.addresses)
+    client = Recorder()
+    connect(url_of(server), client).send("stop")
+    running.get(timeout=5)
+    assert client.wait_closed().received == Close(1001, "")
+    handler.wait_closed()
+    assert len(handler.infos) == 1
+    wait_until(lambda: not server.connections)
+
+
+def test_a_timeout_around_stop_leaves_no_server_behind() -> None:
+    class Stuck(Recorder):
+        def on_message(self, conn: Any, message: Message) -> None:
+            super().on_message(conn, message)
+            Event().wait()
+
+    handler = Stuck()
+    server = Server(handler)
+    running = gevent.spawn(server.run, "127.0.0.1:0")
+    wait_until(lambda: server.addresses)
+    client = Recorder()
+    connect(url_of(server), client).send("work")
+    wait_until(lambda: handler.messages)
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        server.stop(60)
+    running.get(timeout=5)
+    handler.wait_closed()
+    wait_until(lambda: not server.connections)
+    assert len(handler.infos) == 1
+
+
 # What it tells and keeps
 
 
