@@ -193,7 +193,8 @@ class Server:
             raise
         finally:
             # Also when we are stopped ourselves, as in a handler whose own connection has to go: `serve_forever` waits for this.
-            self._stopped.set()
+            if self._service is service:  # else somebody has started anew meanwhile, and that is not stopped
+                self._stopped.set()
 
     def _end_connections(self, service: ServerService, timeout: float | None) -> None:
         service.stop_awaiting()

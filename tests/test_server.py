@@ -542,6 +542,30 @@ def test_a_timeout_around_stop_leaves_no_server_behind() -> None:
     assert len(handler.infos) == 1
 
 
+def test_a_server_that_is_started_while_it_stops_goes_on() -> None:
+    class Slow(EchoHandler):
+        def on_close(self, conn: Any, info: Any) -> None:
+            super().on_close(conn, info)
+            going.wait()
+
+    going = Event()
+    handler = Slow()
+    server = Server(handler)
+    server.start("127.0.0.1:0")
+    connect(url_of(server)).close()
+    handler.wait_closed()
+    stopping = gevent.spawn(server.stop)
+    wait_until(lambda: not server.addresses)
+    running = gevent.spawn(server.run, "127.0.0.1:0")
+    wait_until(lambda: server.addresses)
+    going.set()
+    stopping.get(timeout=5)
+    assert echoes(url_of(server))
+    assert not running.dead
+    server.stop()
+    running.get(timeout=5)
+
+
 # What it tells and keeps
 
 
