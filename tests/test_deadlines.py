@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from gws_gevent import (
     Upgrader,
 )
 from gws_gevent.frames import frame_header
-from gws_gevent.transports.memory import memory_pair
+from gws_gevent.transports.memory import MemoryStream, memory_pair
 from tests.pairs import EchoHandler, Recorder, failing_with, paired
 from tests.support import wait_until
 
@@ -339,3 +340,31 @@ def test_a_deadline_throws_nothing_into_user_code() -> None:
         pair.client.write_text("work")
         ended_by(handler, "deadline")
     assert seen == [(True, []), "returned"]
+
+
+class Resettable(MemoryStream):
+    """A peer that is gone, which no read has noticed yet."""
+
+    __slots__ = ("gone",)
+
+    def __init__(self, name: str, capacity: int) -> None:
+        super().__init__(name, capacity)
+        self.gone = False
+
+    def try_send(self, data: Any) -> int:
+        if self.gone:
+            raise TransportError(errno.ECONNRESET, "send: the peer is gone")
+        return super().try_send(data)
+
+
+def test_a_keepalive_ping_that_meets_a_reset_ends_that_connection_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Any] = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, value, traceback: errors.append(value))
+    handler = Recorder()
+    with paired(handler, ServerOptions(ping_interval=0.1), make=Resettable) as pair:
+        handler.open.get(timeout=5)
+        pair.stream.gone = True
+        info = handler.wait_closed()
+    assert isinstance(info.error, TransportError)
+    # It was raised in the wheel's tick, out of which it took the deadlines of other connections with it.
+    assert errors == []
