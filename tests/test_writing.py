@@ -321,6 +321,33 @@ def test_callbacks_learn_of_the_end_and_submitted_functions_do_not_run() -> None
     assert [type(error) for error in told] == [ConnectionClosed, ConnectionClosed]
 
 
+def test_a_submitted_close_does_the_closing_handshake() -> None:
+    client = Recorder()
+    with paired(Recorder(), ServerOptions(close_timeout=0.5), client_handler=client) as pair:
+        pair.server.send("the last word")
+        pair.server.submit(pair.server.close)
+        assert client.wait_closed().received == Close(1000, "")
+    assert client.messages == ["the last word"]
+
+
+def test_a_callback_that_waits_for_room_gets_it() -> None:
+    # Neither the write timeout nor the keepalive looked at a connection whose callback waited for itself.
+    with paired(Recorder(), ServerOptions(write_high_water=1000), capacity=1000) as pair:
+        pair.server.submit(lambda: pair.server.write_binary(bytes(5000)))
+        assert pair.client.receive(timeout=2) == bytes(5000)
+
+
+def test_a_callback_that_blocks_holds_up_no_output() -> None:
+    go_on = Event()
+    with paired(Recorder()) as pair:
+        pair.server.write_async(TEXT, "a", lambda error: go_on.wait(5))
+        pair.server.write_async(TEXT, "b")
+        try:
+            assert [pair.client.receive(timeout=1) for _ in range(2)] == ["a", "b"]
+        finally:
+            go_on.set()
+
+
 # A message in fragments
 
 
