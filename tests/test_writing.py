@@ -348,6 +348,21 @@ def test_a_callback_that_blocks_holds_up_no_output() -> None:
             go_on.set()
 
 
+def test_a_timeout_that_escapes_a_callback_holds_up_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Any] = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, value, traceback: errors.append(value))
+    timeout = gevent.Timeout(3)
+
+    def fail() -> None:
+        raise timeout
+
+    with paired(Recorder()) as pair:
+        pair.server.submit(fail)
+        pair.server.write_async(TEXT, "behind it")
+        assert pair.client.receive(timeout=1) == "behind it"
+    assert errors == [timeout]
+
+
 # A message in fragments
 
 
