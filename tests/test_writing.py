@@ -363,6 +363,18 @@ def test_a_timeout_that_escapes_a_callback_holds_up_no_output(monkeypatch: pytes
     assert errors == [timeout]
 
 
+def test_a_first_fragment_that_was_interrupted_leaves_no_open_message_behind() -> None:
+    with paired(Recorder(), ServerOptions(write_high_water=1000), capacity=1000) as pair:
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+            pair.server.write_stream(BINARY, [bytes(5000), b"never written"])
+        # The fragment is queued: another message behind it would be a protocol error of ours.
+        with pytest.raises(ConnectionClosed):
+            pair.server.write_async(TEXT, "in its middle")
+        with pytest.raises(ConnectionClosed) as closed:
+            pair.client.receive(timeout=5)
+    assert closed.value.info.received == Close(1011, "")
+
+
 # A message in fragments
 
 
