@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -10,11 +12,13 @@ import pytest
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from gws_gevent import ConnectionClosed, Message, MessageTooLarge, Opcode, PreparedMessage, ServerOptions, WriteQueueFull
+from gws_gevent import ConnectionClosed, GwsError, Message, MessageTooLarge, Opcode, PreparedMessage, ServerOptions, WriteQueueFull
+from gws_gevent.transports.memory import MemoryStream
 from tests.pairs import Recorder, paired
 from tests.support import wait_until
 
 sleep = get_original("time", "sleep")
+get_ident = get_original("threading", "get_ident")
 
 
 def in_thread(function: Callable[[], Any]) -> Any:
@@ -194,3 +198,35 @@ def test_writes_from_a_thread_wait_behind_a_message_in_fragments() -> None:
         go_on.set()
         assert [pair.client.receive(timeout=5) for _ in range(2)] == ["onetwothree", "from a thread"]
         streaming.get(timeout=5)
+
+
+class Sending(MemoryStream):
+    """Remembers the threads that sent."""
+
+    __slots__ = ("threads",)
+
+    def __init__(self, name: str, capacity: int) -> None:
+        super().__init__(name, capacity)
+        self.threads: set[int] = set()
+
+    def try_send(self, data: Any) -> int:
+        self.threads.add(get_ident())
+        return super().try_send(data)
+
+
+@pytest.mark.parametrize("how", ["write_stream", "write_file"])
+def test_a_message_in_fragments_from_another_thread_never_touches_the_stream_there(how: str) -> None:
+    with paired(Recorder(), make=Sending) as pair:
+
+        def write() -> None:
+            # Refused or queued: either would do.
+            with suppress(GwsError):
+                if how == "write_stream":
+                    pair.server.write_stream(Opcode.TEXT, ["a", "b"])
+                else:
+                    pair.server.write_file(Opcode.BINARY, io.BytesIO(b"ab"))
+
+        in_thread(write)
+        pair.server.send("behind")
+        assert pair.client.receive(timeout=5) in ("ab", b"ab", "behind")
+        assert pair.stream.threads == {get_ident()}
