@@ -685,3 +685,27 @@ def test_parallel_handlers_that_never_return_end_with_their_connection() -> None
         pair.client.abort()
         handler.wait_closed()
     assert sorted(ended) == ["1", "2"]
+
+
+def test_a_kill_while_parallel_handlers_are_waited_for_still_calls_on_close() -> None:
+    started, ended = [], []
+
+    class Stuck(Recorder):
+        def on_message(self, conn: Any, message: Message) -> None:
+            started.append(message.data)
+            try:
+                Event().wait()
+            finally:
+                ended.append(message.data)
+
+    handler = Stuck()
+    with paired(handler, ServerOptions(parallel=1, close_timeout=60)) as pair:
+        pair.client.write_text("1")
+        wait_until(lambda: started)
+        pair.server.abort()
+        gevent.sleep(0)  # its greenlet waits for the handler from now on
+        gevent.sleep(0)
+        pair.server.kill()  # as stop() does in the end
+        handler.wait_closed(1)
+    assert ended == ["1"]
+    assert len(handler.infos) == 1
