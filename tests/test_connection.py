@@ -709,3 +709,17 @@ def test_a_kill_while_parallel_handlers_are_waited_for_still_calls_on_close() ->
         handler.wait_closed(1)
     assert ended == ["1"]
     assert len(handler.infos) == 1
+
+
+def test_a_timeout_in_a_parallel_handler_closes_with_1011(
+    caplog: pytest.LogCaptureFixture, hub_errors: list[BaseException]
+) -> None:
+    error = gevent.Timeout(3)
+    handler = failing_with(error)
+    with paired(handler, ServerOptions(parallel=2)) as pair:
+        pair.client.write_text("go")
+        with pytest.raises(ConnectionClosed) as closed:
+            pair.client.receive(timeout=2)
+        handler.wait_closed()
+    assert closed.value.info.received == Close(1011, "")
+    assert hub_errors == [error]
