@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from gws_gevent import Connection, EventHandler, Message, connect
 from gws_gevent.transports.base import NonBlockingStream
-from tests.pairs import serving, url_of
+from gws_gevent.transports.memory import MemoryStream
+from tests.pairs import Recorder, paired, serving, url_of
 from tests.support import wait_until
 
 FRAME = b"\x81\x85\0\0\0\0hello"
@@ -45,3 +47,35 @@ def test_connections_with_endless_input_take_turns() -> None:
         wait_until(lambda: turns.messages == sent, 10, "all of it to be handled")
     assert sent > 2000
     assert turns.changes > 20
+
+
+class Endless(MemoryStream):
+    """Always has something to receive once `flooding` is set, and ends after LIMIT reads: a failure is not to hang."""
+
+    __slots__ = ("flooding", "reads")
+    LIMIT = 20_000
+
+    def __init__(self, name: str, capacity: int) -> None:
+        super().__init__(name, capacity)
+        self.flooding = False
+        self.reads = 0
+
+    def recv_into(self, buffer: Any) -> int:
+        if not self.flooding:
+            return super().recv_into(buffer)
+        self.reads += 1
+        return 1 if self.reads < self.LIMIT else 0
+
+
+def test_a_peer_that_goes_on_sending_after_its_mistake_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "TURN", 0.0)
+    handler = Recorder()
+    with paired(handler, make=Endless) as pair:
+        conn = handler.open.get(timeout=5)
+        pair.stream.flooding = True  # from its next read on
+        pair.client.stream.send_all(b"\x81\x00")  # not masked
+        wait_until(lambda: pair.stream.reads)
+        # The first look comes in the middle of the flood, and so would anybody else's.
+        assert pair.stream.reads < Endless.LIMIT
+        conn.abort()
+        handler.wait_closed()
