@@ -23,7 +23,7 @@ from gws_gevent import (
 )
 from gws_gevent.transports.memory import memory_pair
 from gws_gevent.transports.tcp import SocketStream
-from tests.pairs import EchoHandler, Recorder
+from tests.pairs import EchoHandler, Recorder, failing_with
 from tests.support import wait_until
 
 
@@ -146,3 +146,44 @@ def test_two_streams_at_once_with_one_upgrader() -> None:
         client.send("hello")
         assert client.receive(timeout=5) == "hello"
     working.get(timeout=5)
+
+
+def test_a_kill_of_the_greenlet_that_reads_ends_that_greenlet() -> None:
+    near, far = memory_pair()
+    handler = Recorder()
+    went_on = []
+
+    def serve() -> None:
+        Upgrader(handler).upgrade_stream(near).read_loop()
+        went_on.append(True)
+
+    greenlet = gevent.spawn(serve)
+    client = Client.from_stream(far)
+    handler.open.get(timeout=5)
+    greenlet.kill()
+    handler.wait_closed()
+    client.abort()
+    assert isinstance(greenlet.value, gevent.GreenletExit)
+    assert went_on == []
+
+
+def test_what_escapes_on_close_leaves_no_connection_behind() -> None:
+    near, far = memory_pair()
+    timeout = gevent.Timeout(3)
+    upgrader = Upgrader(failing_with(timeout, "on_close"))
+    escaped = []
+
+    def serve() -> None:
+        conn = upgrader.upgrade_stream(near)
+        service.append(conn._service)
+        try:
+            conn.read_loop()
+        except gevent.Timeout as error:
+            escaped.append(error)
+
+    service: list[Any] = []
+    greenlet = gevent.spawn(serve)
+    Client.from_stream(far).close()
+    greenlet.get(timeout=5)
+    assert escaped == [timeout]
+    assert not service[0].connections
