@@ -131,7 +131,7 @@ def _prepare(args: argparse.Namespace, settings: Settings, parts: Sequence[Part]
 def _facts(s: Settings) -> list[str]:
     pins = "each server on one core, the load on another" if pinned(0) else "nothing pinned to a core"
     return [
-        f"{date.today():%Y-%m-%d}, {_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        f"{date.today():%Y-%m-%d}, {_processor()}, {os.cpu_count()} cores, Linux {'.'.join(platform.release().split('.')[:2])}",
         f"{platform.python_implementation()} {platform.python_version()}, gevent {importlib.metadata.version('gevent')}{_commit()}",
         f"Medians of {s.rounds} x {s.seconds:g} s, {pins}; handshakes {s.at_once} at a time",
         f"Memory {s.settle:g} s after the last of {', '.join(f'{n:,}' for n in s.connections)} connections"
