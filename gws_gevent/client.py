@@ -109,7 +109,7 @@ class Client(Service):
     ) -> Connection:
         """Do the opening handshake in this greenlet; the stream is aborted if it fails."""
         conn = Connection(stream, self)
-        self.connections.add(conn)
+        self.connections[conn] = None
         try:
             self._shake_hands(conn, url)
         except BaseException:

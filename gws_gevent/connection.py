@@ -134,14 +134,30 @@ class Connection(Incoming):
         self._finish()
 
     def read_loop(self) -> None:
-        """Serve the handler until the connection has ended: on_open, messages, on_close. Blocks this greenlet."""
+        """Serve the handler until the connection has ended: on_open, messages, on_close. Blocks this greenlet.
+
+        What is thrown into the greenlet while it waits (a kill, a `gevent.Timeout`) closes the connection and goes on to the
+        caller.
+        """
         if self._handler is None:
             raise GwsError("the connection has no handler; read it with receive() or iteration")
         self._greenlet = getcurrent()
-        if self._begin():
-            while self._turn():
-                self._wait()
-        self._finish()
+        escaped: BaseException | None = None
+        try:
+            if self._begin():
+                while self._turn():
+                    self._wait_for_input()
+        except BaseException as error:
+            escaped = error
+            self._note(error)
+            if isinstance(error, GreenletExit):
+                self._end(True)
+            self._close_from_here(CloseCode.GOING_AWAY)
+        escaped = self._finish() or escaped
+        if escaped is None and isinstance(self._error, GreenletExit):
+            escaped = self._error
+        if escaped is not None:
+            raise escaped
 
     def _begin(self) -> bool:
         """The opening handshake and `on_open`, or the whole of a function. True: go on with the loop of an event handler."""
@@ -159,7 +175,7 @@ class Connection(Incoming):
             return True
         except GreenletExit as exit:
             # Rule: killing the greenlet aborts the transport; the peer is told nothing.
-            self._error = self._error or exit
+            self._note(exit)
             self._end(True)
         except BaseException as error:
             if self._opened:
@@ -225,7 +241,6 @@ class Connection(Incoming):
                 pass
             if self._handler is None:
                 self._end(True)
-                self._service.closed(self)
             return
         if self._closed is None:
             self._closed = Event()
@@ -240,7 +255,7 @@ class Connection(Incoming):
         if self._greenlet is not None:
             gevent.kill(self._greenlet)
         elif self._parked:
-            self._error = self._error or GreenletExit()
+            self._note(GreenletExit())
             self._end(True)
 
     def give_up(self, code: int, reason: str) -> None:
@@ -249,7 +264,7 @@ class Connection(Incoming):
             return
         if self._writer is not None:
             self._writer.drop_all_but_the_frame_begun(ConnectionClosed(self._info_so_far()))
-        self._error = self._error or GwsError(reason)
+        self._note(GwsError(reason))
         self._close_from_here(code, reason)
 
     def shed(self, code: int, reason: str) -> None:
@@ -266,7 +281,7 @@ class Connection(Incoming):
         try:
             self.stream.shutdown_write()
         except TransportError as error:
-            self._error = self._error or error
+            self._note(error)
         # Closing with unread input would reset the connection, and the close frame could be lost with it.
         while not self._ended and self._receive_waiting() > 0:
             pass
@@ -318,22 +333,29 @@ class Connection(Incoming):
         self._account()
         if self._closed is not None:
             self._closed.set()
+        if self._handler is None and self._service.is_client:
+            # Nobody's greenlet is there to say so; where there is one, it comes to `_finish`.
+            self._service.closed(self)
         if self._parked:
             self._parked = self._reading = False
             self._service.hub.loop.run_callback(greenlet(self._finish, self._service.hub).switch)
 
-    def _finish(self) -> None:
-        """The last thing in the connection's greenlet: the end of the closing handshake, and `on_close` after an `on_open`."""
+    def _finish(self) -> BaseException | None:
+        """The last thing in the connection's greenlet: the end of the closing handshake, and `on_close` after an `on_open`.
+
+        Returns:
+            what came out of `on_close`, if that was no Exception.
+        """
+        escaped = None
         if self._opened:
             try:
                 while self._next() is not None:
                     pass
             except BaseException as error:
-                self._error = self._error or error
+                self._note(error)
         self._end(True)
         if self._pool is not None:
-            self._pool.join(timeout=self._service.options.close_timeout)
-            self._pool.kill()
+            self._end_pool(self._pool)
         self._request = None
         if self._opened:
             self._opened = False
@@ -342,15 +364,25 @@ class Connection(Incoming):
             except Exception as error:
                 self._service.log(logging.ERROR, self, "on_close failed", error=error)
             except BaseException as error:
+                escaped = error
                 self._service.hub.handle_error(self, type(error), error, error.__traceback__)
         self._service.closed(self)
         self._greenlet = None
+        return escaped
+
+    def _end_pool(self, pool: Any) -> None:
+        try:
+            pool.join(timeout=self._service.options.close_timeout)
+        except BaseException as error:
+            self._note(error)
+        # Not waited for: a handler may take its time over it.
+        pool.kill(block=False)
 
     # What the Writer tells
 
     def output_failed(self, error: TransportError) -> None:
         """The stream failed while sending: wake the reader, who ends the connection."""
-        self._error = self._error or error
+        self._note(error)
         self._end(True)
 
     def output_changed(self, writer: Writer) -> None:
@@ -380,7 +412,7 @@ class Acceptor:
             stream.abort()
             return
         conn = Connection(stream, self._service)
-        self._service.connections.add(conn)
+        self._service.connections[conn] = None
         conn.run()
 
 

@@ -13,7 +13,7 @@ from random import random
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
-from gws_gevent.exceptions import TransportError
+from gws_gevent.exceptions import ConnectionClosed, TransportError
 from gws_gevent.frames import Opcode, State
 
 from ._fdio import monotonic
@@ -122,6 +122,16 @@ class Deadlines(Outgoing):
         self._ping_sent = 0.0
         return True
 
+    def _note(self, error: BaseException) -> None:
+        """Remember the first fault: it is what ended the connection."""
+        if self._error is None:
+            self._error = error
+            if isinstance(error, TransportError):
+                # Their frames know the connection, which would know itself by them: only a collection could free it.
+                for fault in (error, error.__cause__, error.__context__):
+                    if fault is not None:
+                        fault.__traceback__ = None
+
     # Inside
 
     def _look_at(self, when: float) -> None:
@@ -150,11 +160,13 @@ class Deadlines(Outgoing):
             self._writer.progress = now
         overdue = self._overdue(now)
         if overdue is not None:
-            self._error = self._error or TransportError(overdue)
+            self._note(TransportError(overdue))
             self._end(abort=True)
             return NEVER
         if self._ping_at and now >= self._ping_at:
             self._keepalive(now)
+            if self._ended:
+                return NEVER
         park_after = self._service.options.park_after
         if park_after is not None and now >= self._heard + park_after:
             self._park()
@@ -205,7 +217,7 @@ class Deadlines(Outgoing):
     def _keepalive(self, now: float) -> None:
         interval = self._service.options.ping_interval
         assert interval is not None
-        if self._protocol.state is not OPEN or self._writer is not None or not self._reading:
+        if self._protocol.state is not OPEN or self.buffered_amount or not self._reading:
             # Unsent output has its own deadline, and a handler at work is no silent peer.
             self._ping_at = now + min(interval, AGAIN)
             return
@@ -215,7 +227,10 @@ class Deadlines(Outgoing):
         self._ping_at = now + interval * (JITTER + (1 - JITTER) * random())
         if self._ping_sent <= self._heard:
             self._ping_sent = now
-            self._write_frame(Opcode.PING, pack("!d", now), True)
+            try:
+                self._write_frame(Opcode.PING, pack("!d", now), True)
+            except ConnectionClosed:
+                return  # the peer is gone, as the reader has been told
 
     def _end(self, abort: bool) -> None:
         """End the transport."""

@@ -91,7 +91,7 @@ class Incoming(Deadlines):
                 return self._work(self._handler)
             except GreenletExit as exit:
                 # Rule: killing the greenlet aborts the transport; the peer is told nothing.
-                self._error = self._error or exit
+                self._note(exit)
                 self._end(True)
                 return False
             except BaseException as error:
@@ -131,9 +131,9 @@ class Incoming(Deadlines):
 
     def _waiting_failed(self, error: BaseException) -> None:
         if isinstance(error, TransportError):
-            self._error = self._error or error
+            self._note(error)
         elif isinstance(error, GreenletExit):
-            self._error = self._error or error
+            self._note(error)
             self._end(True)
         else:
             self._handler_failed(error)
@@ -167,7 +167,9 @@ class Incoming(Deadlines):
     def _handle_one_of_many(self, handler: Any, message: Message) -> None:
         try:
             handler.on_message(self, message)
-        except Exception as error:
+        except GreenletExit:
+            raise
+        except BaseException as error:
             self._handler_failed(error)
 
     def _handler_failed(self, error: BaseException) -> None:
@@ -176,7 +178,7 @@ class Incoming(Deadlines):
         self._service.log(logging.ERROR, self, "handler failed", error=error)
         if not self._service.options.recovery or not isinstance(error, Exception):
             self._service.hub.handle_error(self, type(error), error, error.__traceback__)
-        self._error = self._error or error
+        self._note(error)
         # The log has the traceback, the peer has nothing.
         self._close_from_here(CloseCode.INTERNAL_ERROR)
 
@@ -198,7 +200,7 @@ class Incoming(Deadlines):
         try:
             self._socket.call_when_readable(self)
         except TransportError as error:
-            self._error = self._error or error
+            self._note(error)
             self._reading = False
             return False
         self._may_park = False
@@ -337,7 +339,7 @@ class Incoming(Deadlines):
             else:
                 count = self._receive_blocking()
         except TransportError as error:
-            self._error = self._error or error
+            self._note(error)
             return FAILED
         if count > 0:
             self._heard = monotonic()
@@ -359,6 +361,8 @@ class Incoming(Deadlines):
     def _receive_waiting(self) -> int:
         """Like `_receive`, and wait where that would block."""
         while True:
+            if self._service.turn_began != 0.0:
+                self._give_way(monotonic())
             count = self._receive()
             if count != WOULD_BLOCK:
                 return count
@@ -370,7 +374,7 @@ class Incoming(Deadlines):
         try:
             self.stream.wait_readable()  # type: ignore[attr-defined]
         except TransportError as error:
-            self._error = self._error or error
+            self._note(error)
         finally:
             self._reading = False
             self._service.turn_began = 0.0
@@ -418,7 +422,7 @@ class Incoming(Deadlines):
         """The peer's close frame has come."""
         raise NotImplementedError
 
-    def _finish(self) -> None:
+    def _finish(self) -> BaseException | None:
         """Bring the connection to its end."""
         raise NotImplementedError
 

@@ -41,6 +41,8 @@ SPARE_WRITERS: Final = 64
 #: Bytes of one fragment that `write_file` reads and sends at once.
 FRAGMENT_SIZE: Final = 64 * 1024
 
+#: Opcodes from here on are of control frames (RFC 6455 section 5.5).
+CLOSE_OPCODE: Final = 8
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 TEXT: Final = Opcode.TEXT
@@ -170,31 +172,33 @@ class Outgoing(Timed):
     def write_stream(self, opcode: int, pieces: Iterable[Data]) -> None:
         """Write one message of unknown length, a fragment for each piece. Other messages wait; control frames do not.
 
+        Only in the connection's own thread.
+
         An exception out of `pieces`, or text that is not UTF-8, after the first fragment was sent leaves a message that
         can't be ended: the connection is closed with 1011 and the exception goes on to the caller.
         """
         encode(opcode, b"")
+        if thread_id() != self._service.thread:
+            raise GwsError("a message in fragments is written from the connection's own thread; other threads write whole messages")
         while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
         streamed = self._streamed = StreamedMessage()
-        begun = False
         try:
             decoder = getincrementaldecoder("utf-8")() if opcode == Opcode.TEXT else None
             held: bytes | None = None
             for piece in pieces:
                 if held is not None:
-                    self._write_frame(Opcode.CONTINUATION if begun else opcode, held, False)
-                    begun = True
+                    self._write_frame(Opcode.CONTINUATION if streamed.unfinished else opcode, held, False)
                 held = bytes(encode(opcode, piece, whole=False))
                 self._check_size(len(held))
                 if decoder is not None:
                     decoder.decode(held)
             if decoder is not None:
                 decoder.decode(b"", True)
-            self._write_frame(Opcode.CONTINUATION if begun else opcode, held or b"", True)
+            self._write_frame(Opcode.CONTINUATION if streamed.unfinished else opcode, held or b"", True)
         except BaseException:
-            if begun:
+            if streamed.unfinished:
                 self._close_from_here(CloseCode.INTERNAL_ERROR)
             raise
         finally:
@@ -243,6 +247,9 @@ class Outgoing(Timed):
         writer = self._open_writer()
         self._check_room(writer, len(payload))
         self._append(writer, opcode, payload, fin)
+        if self._streamed is not None and opcode < CLOSE_OPCODE:
+            # Before anything waits, or is interrupted: from here on the message has to be ended.
+            self._streamed.unfinished = not fin
         self._flush(writer)
 
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:

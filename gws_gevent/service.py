@@ -33,7 +33,7 @@ class Service:
     """One per server and hub, or per client.
 
     Attributes:
-        connections: every connection from accept to the end of its greenlet.
+        connections: every connection from accept to the end of its greenlet. A dict used as a set, which would be larger.
         buffered: bytes of incomplete messages and unsent output over all of them.
         keep_request: connections keep their request past the first read.
         turn_began: monotonic time since when connections have been reading without waiting; 0: nobody has read since.
@@ -58,7 +58,7 @@ class Service:
         self.turn_began = 0.0
         self.spare_writers: list[Any] = []
         self._dirty: list[Outgoing] = []
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
         self.keep_request = False
@@ -75,7 +75,7 @@ class Service:
 
     def closed(self, conn: Connection) -> None:
         """A connection's greenlet has come to its end."""
-        self.connections.discard(conn)
+        self.connections.pop(conn, None)
         if self._empty is not None and not self.connections:
             self._empty.set()
 
@@ -131,4 +131,5 @@ class Service:
 def _shown(address: Any) -> str:
     if isinstance(address, tuple) and len(address) >= 2:
         return f"[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"{address[0]}:{address[1]}"
-    return str(address or "unix")
+    text = str(address or "unix")
+    return text if text.isprintable() else repr(text)

@@ -15,14 +15,16 @@ class StreamedMessage:
 
     Attributes:
         greenlet: the one that writes the fragments.
+        unfinished: a fragment has been queued, and not yet the last one.
         behind: opcode, payload and callback of each message that could not wait.
     """
 
-    __slots__ = ("behind", "done", "greenlet")
+    __slots__ = ("behind", "done", "greenlet", "unfinished")
 
     def __init__(self) -> None:
         self.greenlet = getcurrent()
         self.done = Event()
+        self.unfinished = False
         self.behind: list[tuple[int, bytes, Callable[[Exception | None], object] | None]] = []
 
     def size_behind(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from gws_gevent._accel import build_of
@@ -34,7 +34,7 @@ class Upgrader:
             HandshakeError: the request was refused, and the peer has been told; or the stream failed (`__cause__`).
         """
         conn = Connection(stream, self._service)
-        self._service.connections.add(conn)
+        self._service.connections[conn] = None
         handler = None
         try:
             handler = self._service.open(conn)
@@ -46,6 +46,11 @@ class Upgrader:
             raise HandshakeError("the request was not upgraded") from self._failed.pop(stream, None)
         conn.attach(handler)
         return conn
+
+    @property
+    def connections(self) -> Collection[Connection]:
+        """Every connection from its first byte to its end; a copy."""
+        return frozenset(self._service.connections)
 
     def _remember(self, stream: Stream | None, error: Exception) -> None:
         self._failed[stream] = error

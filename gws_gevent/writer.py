@@ -29,6 +29,8 @@ __all__ = ["Writer"]
 LARGE: Final = 8 * 1024
 #: Bytes handed to a blocking `send_all` at once, so that progress can be seen.
 SLICE: Final = 64 * 1024
+#: Marks told at once. While there are more, nothing behind them is sent.
+MAX_MARKS: Final = 1024
 #: Parts handed to one gathering send.
 MAX_PARTS: Final = 64
 
@@ -56,7 +58,7 @@ class Writer:
     """
 
     __slots__ = (
-        "_below", "_hub", "_non_blocking", "_offset", "_owner", "_parts", "_socket", "_stream", "_tail",
+        "_below", "_hub", "_marks", "_non_blocking", "_offset", "_owner", "_parts", "_socket", "_stream", "_tail",
         "draining", "failed", "progress", "size",
     )  # fmt: skip
 
@@ -69,6 +71,9 @@ class Writer:
         self._tail = bytearray()
         # bytearray: frames. bytes: one frame. memoryview: the payload of the last frame's header. A callable is a mark.
         self._parts: deque[Any] | None = None
+        # Marks that everything before them was sent: called one after the other in a greenlet of their own, which lives while
+        # there are any.
+        self._marks: deque[Any] | None = None
         self._offset = 0
         self._below: Event | None = None
         self.size = 0
@@ -85,7 +90,7 @@ class Writer:
 
     def detach(self) -> bool:
         """Let go of the connection; True if another may have this writer."""
-        if self.failed or self._below is not None or self.draining:
+        if self.failed or self._below is not None or not self.is_idle():
             return False
         self._stream = self._socket = self._owner = None
         return True
@@ -128,8 +133,8 @@ class Writer:
         return self._parts
 
     def is_idle(self) -> bool:
-        """True when nothing is left and nobody is sending."""
-        return not self._tail and not self._parts and not self.draining
+        """True when nothing is left, nobody is sending and no mark is being told."""
+        return not self._tail and not self._parts and not self.draining and self._marks is None
 
     def flush(self) -> None:
         """Send what can be sent without blocking; a drain greenlet sends the rest."""
@@ -165,7 +170,7 @@ class Writer:
 
     def wait_drained(self) -> None:
         """Block this greenlet until everything was sent, or the stream is gone."""
-        while not self.is_idle() and not self.failed:
+        while self.size and not self.failed:
             self._wait()
 
     def _wait(self) -> None:
@@ -268,7 +273,8 @@ class Writer:
         try:
             while not self.failed and (parts := self._all_parts()):
                 if callable(parts[0]):
-                    self._run_mark(parts.popleft(), None)
+                    if not self._hand_over_mark(parts):
+                        return
                 elif not self._non_blocking:
                     self._send_slice(parts[0])
                 elif not self._pump() and not callable(parts[0]):
@@ -297,10 +303,31 @@ class Writer:
         self.fail(error)
         self._owner.output_failed(error)
 
+    def _hand_over_mark(self, parts: deque[Any]) -> bool:
+        """Have the first part told that all before it was sent. False: too many are being told; the last of them goes on here."""
+        if self._marks is None:
+            self._marks = deque()
+            self._hub.loop.run_callback(greenlet(self._run_marks, self._hub).switch)
+        elif len(self._marks) >= MAX_MARKS:
+            return False
+        self._marks.append(parts.popleft())
+        return True
+
+    def _run_marks(self) -> None:
+        """Not in the greenlet that sends: a mark may write and wait for that to be sent."""
+        marks = self._marks
+        while marks:
+            self._run_mark(marks.popleft(), None)
+        self._marks = None
+        if not self.failed:
+            self.flush()
+        if not self.draining:
+            self._tell()
+
     def _run_mark(self, mark: Callable[[Exception | None], object], error: Exception | None) -> None:
         try:
             mark(error)
-        except Exception:
+        except BaseException:
             self._hub.handle_error(mark, *sys.exc_info())
 
     def run_in_greenlet(self, mark: Callable[[Exception | None], object], error: Exception) -> None:

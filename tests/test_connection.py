@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from greenlet import getcurrent
 
 from gws_gevent import (
@@ -18,6 +19,7 @@ from gws_gevent import (
     ClientOptions,
     Close,
     CloseCode,
+    Connection,
     ConnectionClosed,
     EventHandler,
     GwsError,
@@ -723,3 +725,28 @@ def test_a_timeout_in_a_parallel_handler_closes_with_1011(
         handler.wait_closed()
     assert closed.value.info.received == Close(1011, "")
     assert hub_errors == [error]
+
+
+@pytest.mark.parametrize("how", ["abort", "reset"])
+def test_a_connection_that_a_fault_ended_needs_no_collection(how: str) -> None:
+    handler = Recorder()
+    gc.collect()
+    before = sum(isinstance(one, Connection) for one in gc.get_objects())
+    gc.disable()
+    try:
+        with serving(handler) as server:
+            for _ in range(20):
+                client = connect(url_of(server))
+                if how == "reset":
+                    client.stream.abort()
+                client.abort()
+            wait_until(lambda: len(handler.infos) == 20)
+            wait_until(lambda: not server.connections)
+        assert all(info.error is not None for info in handler.infos)
+        handler.events.clear()
+        handler.open = AsyncResult()
+        del client
+        gevent.sleep(0)
+        assert sum(isinstance(one, Connection) for one in gc.get_objects()) == before
+    finally:
+        gc.enable()

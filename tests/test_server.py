@@ -291,7 +291,9 @@ def test_a_timeout_that_escapes_a_callback_answers_500(
 
     handler = EchoHandler()
     options = ServerOptions(authorize=fail if callback == "authorize" else None)
-    with serving(handler, options, on_request=fail if callback == "on_request" else None) as server:
+    with serving(
+        None if callback == "on_request" else handler, options, on_request=fail if callback == "on_request" else None
+    ) as server:
         with pytest.raises(HandshakeRefused) as refused:
             connect(url_of(server))
         wait_until(lambda: not server.connections)

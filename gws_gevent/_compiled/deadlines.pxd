@@ -41,3 +41,4 @@ cdef class Deadlines(Outgoing):
     cdef _keepalive(self, double now)
     cpdef _end(self, bint abort)
     cpdef _park(self)
+    cdef _note(self, error)

@@ -6,6 +6,7 @@ from .service cimport Service
 from .timers cimport Timed
 from .writer cimport Writer
 
+cdef int CLOSE_OPCODE
 cdef object OPEN
 cdef object CLOSING
 cdef object TEXT

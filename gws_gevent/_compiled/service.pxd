@@ -10,7 +10,7 @@ cdef class Service:
     cdef readonly object hub
     cdef readonly Wheel wheel
     cdef readonly bytearray buffer
-    cdef readonly set connections
+    cdef readonly dict connections
     cdef readonly list spare_writers
     cdef list _dirty
     cdef object _logger

@@ -10,6 +10,7 @@ cdef class Writer:
     cdef object _owner
     cdef bytearray _tail
     cdef object _parts
+    cdef object _marks
     cdef Py_ssize_t _offset
     cdef object _below
     cdef bint _non_blocking
