@@ -219,6 +219,14 @@ class SocketStream(PollableStream):
         if waiter is not None:
             waiter.on_readable()
 
+    def wait(self, reading: bool) -> BaseException | None:
+        """`wait_readable` or `wait_writable`, with what it raises returned instead."""
+        try:
+            self.wait_readable() if reading else self.wait_writable()
+        except BaseException as error:
+            return error
+        return None
+
     def wait_writable(self) -> None:
         if self._closed:
             raise StreamClosed("send: the stream is closed")

@@ -45,10 +45,9 @@ class Connection(Incoming):
         id: a number no other connection of the same server has.
         stream: the transport's stream.
         subprotocol: what the opening handshake chose, or None.
-        latency: seconds of the last keepalive round trip, or None.
     """
 
-    __slots__ = ("_closed", "_opened", "_remote", "id", "subprotocol")
+    __slots__ = ("_closed", "_remote", "id", "subprotocol")
 
     def __init__(self, stream: Stream, service: Service) -> None:
         Incoming.__init__(self, stream, service)
@@ -56,7 +55,6 @@ class Connection(Incoming):
         self.subprotocol: str | None = None
         self._remote: Any = None
         self._closed: Event | None = None
-        self._opened = False
 
     # Facts
 
@@ -132,6 +130,10 @@ class Connection(Incoming):
                 if not self._wait():
                     return
         self._finish()
+
+    def __call__(self) -> None:
+        """`run`: a greenlet of the connection keeps what it calls, and the connection lives anyway, unlike a bound method."""
+        self.run()
 
     def read_loop(self) -> None:
         """Serve the handler until the connection has ended: on_open, messages, on_close. Blocks this greenlet.
@@ -400,20 +402,26 @@ class Connection(Incoming):
 
 
 class Acceptor:
-    """What a listener calls in the greenlet of each new stream. An object, so that no Python frame lies below the connection's."""
+    """What a listener is started with: makes a connection of each new stream, and runs it."""
 
     __slots__ = ("_service",)
 
     def __init__(self, service: Any) -> None:
         self._service = service
 
-    def __call__(self, stream: Stream) -> None:
+    def prepare(self, stream: Stream) -> Connection | None:
+        """Return what the new stream's greenlet is to call, so that no frame lies below that; None: the stream was refused."""
         if self._service.is_beyond_refusing():
             stream.abort()
-            return
+            return None
         conn = Connection(stream, self._service)
         self._service.connections[conn] = None
-        conn.run()
+        return conn
+
+    def __call__(self, stream: Stream) -> None:
+        conn = self.prepare(stream)
+        if conn is not None:
+            conn.run()
 
 
 def _without_mapping(address: Any) -> Any:

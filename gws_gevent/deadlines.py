@@ -38,27 +38,33 @@ AGAIN: Final = 1.0
 
 
 class Deadlines(Outgoing):
-    """The half of a connection that watches the time.
-
-    Attributes:
-        latency: seconds of the last keepalive round trip, or None.
-    """
+    """The half of a connection that watches the time."""
 
     __slots__ = (
-        "_close_by", "_due", "_ended", "_error", "_heard", "_limits", "_may_park", "_message_since", "_ping_at", "_ping_sent",
-        "_reading", "latency",
+        "_close_by",
+        "_due",
+        "_ended",
+        "_error",
+        "_heard",
+        "_limits",
+        "_may_park",
+        "_message_since",
+        "_ping_at",
+        "_ping_sent",
+        "_reading",
+        "_round_trip",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
         Outgoing.__init__(self, stream, service)
         self._protocol.state = CONNECTING
-        self.latency: float | None = None
         self._error: BaseException | None = None
         self._ended = False
         self._reading = False
         self._may_park = False
         # Monotonic seconds; 0 means none.
         self._heard = 0.0
+        self._round_trip = 0.0
         self._ping_at = 0.0
         self._ping_sent = 0.0
         self._message_since = 0.0
@@ -67,6 +73,11 @@ class Deadlines(Outgoing):
         # The opening handshake's deadline until it is done, then the closing handshake's.
         self._close_by = monotonic() + service.options.handshake_timeout
         self._look_at(self._close_by)
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds of the last keepalive round trip, or None."""
+        return self._round_trip or None
 
     def set_deadline(self, seconds: float | None) -> None:
         """Abort the connection if it is reading, or has unsent output, so many seconds from now. None takes the deadline back."""
@@ -118,7 +129,7 @@ class Deadlines(Outgoing):
         """Tell whether a pong answers our ping, and take the round trip."""
         if not self._ping_sent or payload != pack("!d", self._ping_sent):
             return False
-        self.latency = monotonic() - self._ping_sent
+        self._round_trip = monotonic() - self._ping_sent
         self._ping_sent = 0.0
         return True
 

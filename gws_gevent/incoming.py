@@ -60,8 +60,8 @@ class Incoming(Deadlines):
     """The half of a connection that reads. One greenlet at a time does: the connection's own, or whoever calls `receive`."""
 
     __slots__ = (
-        "_batch_at", "_direct", "_giving_way", "_greenlet", "_handler", "_parked", "_parking", "_pollable", "_pool", "_request",
-        "_session", "_socket",
+        "_batch_at", "_direct", "_giving_way", "_greenlet", "_handler", "_opened", "_parked", "_parking", "_pollable", "_pool",
+        "_request", "_session", "_socket",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
@@ -72,6 +72,7 @@ class Incoming(Deadlines):
         self._session: MutableMapping[Any, Any] | None = None
         self._pool: Pool | None = None
         self._batch_at = 0
+        self._opened = False
         self._giving_way = False
         self._parking = False
         self._parked = False
@@ -114,22 +115,25 @@ class Incoming(Deadlines):
     def _wait(self) -> bool:
         """Wait until there is something to read. False: parked instead, and the greenlet is to end."""
         self._reading = True
-        try:
-            if self._socket is not None:
-                self._socket.wait_readable()
-            else:
-                self.stream.wait_readable()  # type: ignore[attr-defined]  # only a PollableStream would block
-        except BaseException as error:
-            self._reading = False
-            self._waiting_failed(error)
-            return True
+        error = self._socket.wait(True) if self._socket is not None else self._wait_as_it_can()
         self._service.turn_began = 0.0
-        if self._parking:
+        if error is None and self._parking:
             return not self._try_to_park()
         self._reading = False
+        if error is not None:
+            self._waiting_failed(error)
         return True
 
+    def _wait_as_it_can(self) -> BaseException | None:
+        """A PollableStream that is not, and is not carried by, a SocketStream."""
+        try:
+            self.stream.wait_readable()  # type: ignore[attr-defined]
+        except BaseException as error:
+            return error
+        return None
+
     def _waiting_failed(self, error: BaseException) -> None:
+        self._parking = False
         if isinstance(error, TransportError):
             self._note(error)
         elif isinstance(error, GreenletExit):

@@ -60,7 +60,7 @@ class Outgoing(Timed):
     WriteQueueFull. After close every write raises ConnectionClosed.
     """
 
-    __slots__ = ("_accounted", "_batch", "_flush_scheduled", "_protocol", "_service", "_streamed", "_writer", "stream")
+    __slots__ = ("_accounted", "_batch", "_protocol", "_service", "_streamed", "_writer", "stream")
 
     stream: Stream
     _batch: list[Message] | None
@@ -73,7 +73,6 @@ class Outgoing(Timed):
         self._writer: Writer | None = None
         self._streamed: StreamedMessage | None = None
         self._batch = None
-        self._flush_scheduled = False
         self._accounted = 0
 
     # Messages
@@ -266,7 +265,7 @@ class Outgoing(Timed):
     def _flush(self, writer: Writer) -> None:
         """Send, unless more replies to the same read will follow; wait while too much is unsent."""
         if self._batch is not None and writer.size < FLUSH_SIZE:
-            self._flush_deferred_later()
+            self._flush_deferred_later(writer)
             return
         writer.flush()
         if writer.failed:
@@ -280,9 +279,9 @@ class Outgoing(Timed):
 
     def flush_deferred(self) -> None:
         """In the hub: what a handler wrote before it blocked goes out now."""
-        self._flush_scheduled = False
         writer = self._writer
         if writer is not None:
+            writer.flush_scheduled = False
             writer.flush()
             self._release(writer)
 
@@ -344,12 +343,12 @@ class Outgoing(Timed):
             writer.flush()
             self._release(writer)
         else:
-            self._flush_deferred_later()
+            self._flush_deferred_later(writer)
         return True
 
-    def _flush_deferred_later(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
+    def _flush_deferred_later(self, writer: Writer) -> None:
+        if not writer.flush_scheduled:
+            writer.flush_scheduled = True
             self._service.flush_later(self)
 
     def _make_room(self, writer: Writer, size: int, callback: Callback | None) -> bool:

@@ -54,12 +54,13 @@ class Writer:
         size: bytes not yet taken by the stream.
         draining: a greenlet is sending; others only append.
         progress: monotonic time when the stream last took bytes, once some were left; the write timeout counts from it.
+        flush_scheduled: what it holds will be sent before the loop next waits.
         failed: the stream is gone; what is appended is dropped.
     """
 
     __slots__ = (
         "_below", "_hub", "_marks", "_non_blocking", "_offset", "_owner", "_parts", "_socket", "_stream", "_tail",
-        "draining", "failed", "progress", "size",
+        "draining", "failed", "flush_scheduled", "progress", "size",
     )  # fmt: skip
 
     def __init__(self, hub: Any) -> None:
@@ -78,6 +79,7 @@ class Writer:
         self._below: Event | None = None
         self.size = 0
         self.draining = False
+        self.flush_scheduled = False
         self.progress = 0.0
         self.failed = False
 
@@ -93,6 +95,7 @@ class Writer:
         if self.failed or self._below is not None or not self.is_idle():
             return False
         self._stream = self._socket = self._owner = None
+        self.flush_scheduled = False
         return True
 
     def tail(self) -> bytearray:

@@ -205,7 +205,11 @@ class SocketListener(StreamServer, Listener):  # type: ignore[misc]
         loop's own guard around the callback that ran the greenlet, to `hub.handle_error`, and the server goes on.
         """
         if self._raw:
-            self.loop.run_callback(greenlet(self._handle, get_hub()).switch, stream)
+            prepare = getattr(self._handle, "prepare", None)
+            if prepare is None:
+                self.loop.run_callback(greenlet(self._handle, get_hub()).switch, stream)
+            elif (run := prepare(stream)) is not None:
+                self.loop.run_callback(greenlet(run, get_hub()).switch)
         elif self._spawn is None:
             assert self._handle is not None
             self._handle(stream)

@@ -165,7 +165,11 @@ class Listener(ABC):
 
     @abstractmethod
     def start(self, on_stream: Callable[[Stream], object]) -> None:
-        """Bind (a TransportError if that fails) and call `on_stream(stream)` in a new greenlet for each stream accepted."""
+        """Bind (a TransportError if that fails) and call `on_stream(stream)` in a new greenlet for each stream accepted.
+
+        Where `on_stream` has a method `prepare`, a listener may call that with the stream in the hub instead, and let the new
+        greenlet call, without arguments, what it returned; None: there is nothing to call.
+        """
 
     @abstractmethod
     def stop_accepting(self) -> None:

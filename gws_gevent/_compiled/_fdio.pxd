@@ -39,7 +39,6 @@ cdef class SocketStream:
     cdef Poller _poller
     cdef object _reader
     cdef object _writer
-    cdef object _on_readable
     cdef object _on_writable
     cdef object _borrowed
     cdef int _fd
@@ -47,14 +46,14 @@ cdef class SocketStream:
     cdef uint16_t _flags
     cdef uint16_t _family
     cdef uint16_t _port
-    cdef uint32_t _scope
     cdef unsigned char _address[16]
 
     cpdef Py_ssize_t try_recv_into(self, buffer) except -2
     cpdef Py_ssize_t try_send(self, data) except -1
-    cpdef wait_readable(self)
     cdef Py_ssize_t receive(self, char *to, Py_ssize_t size) except -2
     cdef Py_ssize_t send(self, const char *data, Py_ssize_t size) except -1
     cdef int on_event(self, uint32_t events) except -1
-    cdef int _wait(self, bint reading) except -1
+    cpdef wait(self, bint reading)
+    cdef object _begin_to_wait(self, bint reading)
+    cdef object _end_of_wait(self, bint reading, int failed)
     cdef int _leave(self) except -1

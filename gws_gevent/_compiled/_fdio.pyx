@@ -101,7 +101,7 @@ cdef extern from *:
     #endif
 
     /* Wait in the hub until one of `bits` is in `*flags`; -1 if an exception was thrown in. Nothing of Python happens in between. */
-    static int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) {
+    __attribute__((noinline)) static int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) {
         gws_lend();
         while (!(*flags & bit)) {
             PyObject *sent = gws_switch(hub);
@@ -115,13 +115,25 @@ cdef extern from *:
         return 0;
     }
 
+    /* The exception that is on its way, as an object; traceback and all. */
+    static PyObject *gws_caught(void) {
+        PyObject *kind, *value, *traceback;
+        PyErr_Fetch(&kind, &value, &traceback);
+        PyErr_NormalizeException(&kind, &value, &traceback);
+        if (traceback) PyException_SetTraceback(value, traceback);
+        Py_XDECREF(kind);
+        Py_XDECREF(traceback);
+        return value;
+    }
+
     static double gws_monotonic(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
         return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
     }
 
-    static int gws_accept(int fd, unsigned char *address, uint16_t *port, uint32_t *scope) {
+    /* A link-local address needs its scope to be of any use: it is left out, and asked for when somebody wants it. */
+    static int gws_accept(int fd, unsigned char *address, uint16_t *port) {
         union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_storage room; } peer;
         socklen_t size = sizeof peer;
         int accepted = accept4(fd, &peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -129,10 +141,9 @@ cdef extern from *:
         if (peer.any.sa_family == AF_INET) {
             memcpy(address, &peer.v4.sin_addr, 4);
             *port = ntohs(peer.v4.sin_port);
-        } else if (peer.any.sa_family == AF_INET6) {
+        } else if (peer.any.sa_family == AF_INET6 && peer.v6.sin6_scope_id == 0) {
             memcpy(address, &peer.v6.sin6_addr, 16);
             *port = ntohs(peer.v6.sin6_port);
-            *scope = peer.v6.sin6_scope_id;
         }
         return accepted;
     }
@@ -157,9 +168,10 @@ cdef extern from *:
     int gws_import_greenlet() except -1
     object gws_getcurrent()
     object gws_switch(object greenlet)
-    int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) except -1
+    int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) noexcept
+    object gws_caught()
     double gws_monotonic() noexcept nogil
-    int gws_accept(int fd, unsigned char *address, uint16_t *port, uint32_t *scope) noexcept nogil
+    int gws_accept(int fd, unsigned char *address, uint16_t *port) noexcept nogil
     void gws_reset_on_close(int fd) noexcept nogil
     int gws_epoll(int epoll, int what, int fd, uint32_t events, uint64_t data) noexcept nogil
     uint32_t gws_event_bits(void *events, int i) noexcept nogil
@@ -215,6 +227,7 @@ cdef enum:
     WATCHES_OUT = 32
     READER_WOKEN = 64
     WRITER_WOKEN = 128
+    PARKED = 256  # `_reader` is no greenlet, but what is to be told of input
     # Events that one look at the epoll takes, and the seconds that handling them may take before others have their turn.
     MAX_EVENTS = 512
     MAX_PARTS = 64
@@ -390,7 +403,7 @@ def accept(listening):
         OSError: as accept(2).
     """
     cdef SocketStream stream = SocketStream.__new__(SocketStream)
-    cdef int fd = gws_accept(listening.fileno(), stream._address, &stream._port, &stream._scope)
+    cdef int fd = gws_accept(listening.fileno(), stream._address, &stream._port)
     if fd < 0:
         if errno == EAGAIN or errno == EINTR:
             return None
@@ -484,21 +497,22 @@ cdef class SocketStream:
                 raise as_transport_error(OSError(errno, os.strerror(errno)), "receive")
             PyErr_CheckSignals()
 
-    cpdef wait_readable(self):
-        if self._flags & CLOSED:
-            raise StreamClosed("receive: the stream is closed")
-        if self._reader is not None:
-            raise ConcurrentObjectUseError("another greenlet is waiting to receive from this stream")
-        if not self._flags & (READABLE | ENDING):
-            self._wait(True)
-            if self._flags & CLOSED:
-                raise StreamClosed("receive: the stream was closed")
+    def wait_readable(self):
+        error = self.wait(True)
+        if error is not None:
+            raise error
 
     def call_when_readable(self, waiter):
         if self._flags & CLOSED:
             raise StreamClosed("receive: the stream is closed")
-        self._on_readable = waiter
-        if waiter is not None and (self._flags & (READABLE | ENDING) or not self._flags & REGISTERED):
+        if self._reader is not None and not self._flags & PARKED:
+            raise ConcurrentObjectUseError("a greenlet is waiting to receive from this stream")
+        self._reader = waiter
+        if waiter is None:
+            self._flags &= ~PARKED
+            return
+        self._flags |= PARKED
+        if self._flags & (READABLE | ENDING) or not self._flags & REGISTERED:
             self._poller.watch(self)
 
     # Writing
@@ -571,13 +585,9 @@ cdef class SocketStream:
                 sent += self.try_send(view[sent:])
 
     def wait_writable(self):
-        if self._flags & CLOSED:
-            raise StreamClosed("send: the stream is closed")
-        if self._writer is not None:
-            raise ConcurrentObjectUseError("another greenlet is waiting to send on this stream")
-        self._wait(False)
-        if self._flags & CLOSED:
-            raise StreamClosed("send: the stream was closed")
+        error = self.wait(False)
+        if error is not None:
+            raise error
 
     def call_when_writable(self, callback):
         if self._flags & CLOSED:
@@ -613,7 +623,10 @@ cdef class SocketStream:
     cdef int _leave(self) except -1:
         """Give the descriptor back once nobody waits on it: until then its number may not go to another connection."""
         cdef int fd
-        self._on_readable = self._on_writable = None
+        self._on_writable = None
+        if self._flags & PARKED:
+            self._flags &= ~PARKED
+            self._reader = None
         if self._reader is not None or self._writer is not None:
             self.interrupt()
             return 0
@@ -633,7 +646,7 @@ cdef class SocketStream:
         loop.run_callback(self._wake_writer)
 
     def _wake_reader(self):
-        if self._reader is not None:
+        if self._reader is not None and not self._flags & PARKED:
             self._flags |= READER_WOKEN
             gws_switch(self._reader)
 
@@ -656,7 +669,7 @@ cdef class SocketStream:
         if key == "peername" and self._port:
             if self._family == AF_INET:
                 return _socket.inet_ntop(AF_INET, self._address[:4]), self._port
-            return _socket.inet_ntop(AF_INET6, self._address[:16]), self._port, 0, self._scope
+            return _socket.inet_ntop(AF_INET6, self._address[:16]), self._port, 0, 0
         if key != "peername" and key != "sockname":
             return None
         sock = _socket.socket(self._family, _socket.SOCK_STREAM, 0, self._fd)
@@ -673,12 +686,13 @@ cdef class SocketStream:
         """In the hub: an edge has come."""
         if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self._flags |= READABLE | ENDING if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) else READABLE
-            if self._reader is not None:
+            if self._flags & PARKED:
+                self._flags &= ~PARKED
+                waiter, self._reader = self._reader, None
+                waiter.on_readable()
+            elif self._reader is not None:
                 self._flags |= READER_WOKEN
                 gws_switch(self._reader)
-            elif self._on_readable is not None:
-                waiter, self._on_readable = self._on_readable, None
-                waiter.on_readable()
         if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self._flags & (WATCHES_OUT | CLOSED) == WATCHES_OUT:
             if self._writer is not None:
                 self._flags |= WRITER_WOKEN
@@ -691,50 +705,57 @@ cdef class SocketStream:
                 self._poller.watch(self)
         return 0
 
-    cdef int _wait(self, bint reading) except -1:
-        """Wait in the hub for an event, or until `interrupt`. Nothing may be thrown away here: who wakes up looks for himself."""
-        cdef Poller poller = self._poller
+    cpdef wait(self, bint reading):
+        # This function and its callers are the C stack that an idle connection keeps: the rest is done before and after.
         cdef int failed
+        if reading and self._flags & (READABLE | ENDING) and not self._flags & CLOSED and self._reader is None:
+            return None
+        error = self._begin_to_wait(reading)
+        if error is not None:
+            return error
+        failed = gws_wait_for(<PyObject *>self._poller.hub, &self._flags, READER_WOKEN if reading else WRITER_WOKEN)
+        return self._end_of_wait(reading, failed)
+
+    cdef object _begin_to_wait(self, bint reading):
+        """Register what is waited for; return what forbids it."""
+        doing = "receive" if reading else "send"
         here = gws_getcurrent()
-        if here is poller.hub:
-            raise BlockingSwitchOutError("this stream would have to wait, and the hub cannot")
-        if PyThread_get_thread_ident() != poller._thread:
-            raise ConcurrentObjectUseError("this stream belongs to another thread")
-        if not reading:
-            self._flags |= WATCHES_OUT
-        if not reading or not self._flags & REGISTERED:
-            poller.watch(self)
+        if self._flags & CLOSED:
+            return StreamClosed(f"{doing}: the stream is closed")
+        if (self._reader if reading else self._writer) is not None:
+            what = "receive from" if reading else "send on"
+            return ConcurrentObjectUseError(f"another greenlet is waiting to {what} this stream")
+        if here is self._poller.hub:
+            return BlockingSwitchOutError("this stream would have to wait, and the hub cannot")
+        if PyThread_get_thread_ident() != self._poller._thread:
+            return ConcurrentObjectUseError("this stream belongs to another thread")
+        try:
+            if not reading:
+                self._flags |= WATCHES_OUT
+            if not reading or not self._flags & REGISTERED:
+                self._poller.watch(self)
+        except Exception as error:
+            return error
         if reading:
             self._flags &= ~READER_WOKEN
             self._reader = here
         else:
             self._flags &= ~WRITER_WOKEN
             self._writer = here
-        here = None
-        failed = _wait_for(<PyObject *>poller.hub, &self._flags, READER_WOKEN if reading else WRITER_WOKEN)
+        return None
+
+    cdef object _end_of_wait(self, bint reading, int failed):
+        """Return what was thrown in, or that the stream was closed. Nothing may be lost: who wakes up looks for himself."""
+        error = gws_caught() if failed else None
         if reading:
             self._reader = None
         else:
             self._writer = None
         if self._flags & CLOSED:
-            _leave_quietly(self)
-        return failed
-
-
-cdef extern from *:
-    int _wait_for "gws_wait_for"(PyObject *hub, uint16_t *flags, uint16_t bit) noexcept
-    void PyErr_Fetch(PyObject **kind, PyObject **value, PyObject **traceback) noexcept
-    void PyErr_Restore(PyObject *kind, PyObject *value, PyObject *traceback) noexcept
-
-
-cdef void _leave_quietly(SocketStream stream) noexcept:
-    """The last waiter of a closed stream leaves; an exception that is on its way through it goes on."""
-    cdef PyObject *kind
-    cdef PyObject *value
-    cdef PyObject *traceback
-    PyErr_Fetch(&kind, &value, &traceback)
-    stream._leave()
-    PyErr_Restore(kind, value, traceback)
+            self._leave()
+            if error is None:
+                error = StreamClosed("receive: the stream was closed" if reading else "send: the stream was closed")
+        return error
 
 
 PollableStream.register(SocketStream)

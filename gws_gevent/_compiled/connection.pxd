@@ -13,7 +13,6 @@ cdef class Connection(Incoming):
     cdef readonly long long id
     cdef object _remote
     cdef object _closed
-    cdef unsigned char _opened
 
     cpdef run(self)
     cdef bint _begin(self) except -1

@@ -14,16 +14,16 @@ cdef double AGAIN
 
 
 cdef class Deadlines(Outgoing):
-    cdef readonly object latency
     cdef object _error
     cdef object _limits
     cdef double _heard
+    cdef double _round_trip
     cdef double _ping_at
     cdef double _ping_sent
     cdef double _message_since
     cdef double _due
     cdef double _close_by
-    cdef bint _ended
+    cdef unsigned char _ended
     cdef unsigned char _reading
     cdef unsigned char _may_park
 

@@ -27,7 +27,8 @@ cdef class Incoming(Deadlines):
     cdef object _session
     cdef object _pool
     cdef SocketStream _socket
-    cdef int _batch_at
+    cdef unsigned short _batch_at
+    cdef unsigned char _opened
     cdef unsigned char _direct
     cdef unsigned char _pollable
     cdef unsigned char _giving_way
@@ -39,6 +40,7 @@ cdef class Incoming(Deadlines):
     @cython.locals(message=Message, found=int)
     cdef bint _work(self, handler) except -1
     cdef bint _wait(self) except -1
+    cdef _wait_as_it_can(self)
     cdef _waiting_failed(self, error)
     cdef _handle(self, handler, Message message)
     cdef _handle_control(self, handler, Message message)

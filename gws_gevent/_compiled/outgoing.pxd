@@ -24,7 +24,6 @@ cdef class Outgoing(Timed):
     cdef object _streamed
     cdef list _batch
     cdef Py_ssize_t _accounted
-    cdef unsigned char _flush_scheduled
 
     cpdef write_message(self, opcode, data)
     @cython.locals(writer=Writer)
@@ -43,7 +42,7 @@ cdef class Outgoing(Timed):
     cdef bint _is_open(self) except -1
     cdef _check_size(self, Py_ssize_t size)
     cdef _check_room(self, Writer writer, Py_ssize_t size)
-    cdef _flush_deferred_later(self)
+    cdef _flush_deferred_later(self, Writer writer)
     cdef _send_close(self, code, reason)
     cpdef give_up(self, code, reason)
     cpdef output_failed(self, error)

@@ -16,6 +16,7 @@ cdef class Writer:
     cdef bint _non_blocking
     cdef readonly bint draining
     cdef readonly bint failed
+    cdef public bint flush_scheduled
     cdef readonly Py_ssize_t size
     cdef public double progress
 
