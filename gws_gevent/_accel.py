@@ -21,7 +21,7 @@ __all__ = ["ACCELERATED", "build_of"]
 #: The modules that are built twice. All or none of them are used compiled.
 BUILT_TWICE: Final = (
     "_masking", "_frame_parser", "messages", "protocol",
-    "_fdio", "timers", "writer", "service", "outgoing", "deadlines", "incoming", "connection",
+    "_fdio", "_tls_stream", "timers", "writer", "service", "outgoing", "deadlines", "incoming", "connection",
 )  # fmt: skip
 
 #: Those of them that import nothing above layer 2.

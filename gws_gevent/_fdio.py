@@ -21,6 +21,7 @@ from gevent.monkey import get_original
 from greenlet import getcurrent, greenlet
 
 from gws_gevent.exceptions import StreamClosed
+from gws_gevent.frames import frame_header
 from gws_gevent.transports.base import PollableStream, ReadableWaiter, as_transport_error, type_of_data
 from gws_gevent.transports.borrowed import BorrowedSocket
 
@@ -35,6 +36,8 @@ thread_id = get_original("_thread", "get_ident")
 _WOKEN = object()
 #: SO_LINGER on, zero seconds: the next close resets the connection.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+#: Bytes of a payload that is put together with its header before it is sent.
+SMALL_FRAME = 2048
 #: Buffers that one sendmsg takes (POSIX guarantees 16).
 _MAX_PARTS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names else 16
 _CAN_SEND_PARTS = hasattr(_socket.socket, "sendmsg")
@@ -112,6 +115,11 @@ class SocketStream(PollableStream):
             return 0
         except OSError as error:
             raise as_transport_error(error, "send") from error
+
+    def try_send_frame(self, first_byte: int, payload: bytes | bytearray | memoryview) -> int:
+        """`try_send` of an unmasked WebSocket frame (RFC 6455 section 5.2), without putting a large one together first."""
+        header = frame_header(first_byte, len(payload))
+        return self.try_send(header + payload) if len(payload) < SMALL_FRAME else self.try_send_parts((header, payload))
 
     def try_send_parts(self, parts: Sequence[type_of_data]) -> int:
         if not _CAN_SEND_PARTS:

@@ -60,8 +60,8 @@ class Incoming(Deadlines):
     """The half of a connection that reads. One greenlet at a time does: the connection's own, or whoever calls `receive`."""
 
     __slots__ = (
-        "_batch_at", "_direct", "_giving_way", "_greenlet", "_handler", "_opened", "_parked", "_parking", "_pollable", "_pool",
-        "_request", "_session", "_socket",
+        "_batch_at", "_giving_way", "_greenlet", "_handler", "_opened", "_parked", "_parking", "_pollable", "_pool",
+        "_request", "_session",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, service: Service) -> None:
@@ -76,11 +76,10 @@ class Incoming(Deadlines):
         self._giving_way = False
         self._parking = False
         self._parked = False
-        # What is waited on, and whether it is also what is read: under TLS it is the carrier.
-        self._direct = type(stream) is SocketStream
-        self._pollable = self._direct or isinstance(stream, PollableStream)
-        carrier: Any = stream if self._direct else stream.info("carrier") if self._pollable else None
-        self._socket: SocketStream | None = carrier if type(carrier) is SocketStream else None
+        self._pollable = self._socket is not None or isinstance(stream, PollableStream)
+        if self._pollable and self._socket is None:
+            carrier = stream.info("carrier")
+            self._socket = carrier if type(carrier) is SocketStream else None
 
     # An event handler's loop
 
@@ -190,7 +189,7 @@ class Incoming(Deadlines):
 
     def _park(self) -> None:
         """In the hub: let the greenlet that waits for input end, if that is all it does."""
-        if self._may_park and self._reading and self._writer is None and not self._protocol.incomplete:
+        if self._may_park and self._reading and self._writer is None and self._protocol.partial is None:
             self._parking = True
             # It wakes up, finds nothing to read, and sees to the rest by itself.
             self._socket.interrupt()  # type: ignore[union-attr]  # see _may_park
@@ -312,7 +311,7 @@ class Incoming(Deadlines):
             if self._ended:
                 return ENDED
         protocol = self._protocol
-        if protocol.has_more:
+        if protocol.partial is not None and protocol.has_more:
             self._take(protocol.receive(b"", 0, 0), self._heard)
             return READY
         if protocol.failure is not None:
@@ -336,8 +335,8 @@ class Incoming(Deadlines):
             self._request = None
         service = self._service
         try:
-            if self._direct:
-                count = self._socket.try_recv_into(service.buffer)  # type: ignore[union-attr]
+            if self._socket is self.stream:
+                count = self._socket.try_recv_into(service.buffer)
             elif self._pollable:
                 count = self.stream.try_recv_into(service.buffer)  # type: ignore[attr-defined]
             else:
@@ -400,7 +399,7 @@ class Incoming(Deadlines):
         if messages:
             self._batch = messages
             self._batch_at = 0
-        if not self._protocol.incomplete:
+        if self._protocol.partial is None:
             self._message_since = 0.0
             if self._accounted:
                 self._account()

@@ -18,7 +18,7 @@ from gws_gevent.exceptions import ConnectionClosed, GwsError, MessageTooLarge, T
 from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, State, frame_header
 from gws_gevent.streamed import StreamedMessage
 
-from ._fdio import thread_id
+from ._fdio import SocketStream, thread_id
 from .protocol import Protocol, close_payload
 from .service import Service
 from .timers import Timed
@@ -60,7 +60,7 @@ class Outgoing(Timed):
     WriteQueueFull. After close every write raises ConnectionClosed.
     """
 
-    __slots__ = ("_accounted", "_batch", "_protocol", "_service", "_streamed", "_writer", "stream")
+    __slots__ = ("_accounted", "_batch", "_protocol", "_service", "_socket", "_streamed", "_writer", "stream")
 
     stream: Stream
     _batch: list[Message] | None
@@ -73,6 +73,8 @@ class Outgoing(Timed):
         self._writer: Writer | None = None
         self._streamed: StreamedMessage | None = None
         self._batch = None
+        # What is waited on. It is also what is read and written, unless it only carries the stream.
+        self._socket: SocketStream | None = stream if type(stream) is SocketStream else None
         self._accounted = 0
 
     # Messages
@@ -243,6 +245,9 @@ class Outgoing(Timed):
 
     def _write_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         self._check_open()
+        if self._writer is None and self._batch is None and self._socket is self.stream and not self._service.is_client:
+            self._send_frame(opcode, payload, fin)
+            return
         writer = self._open_writer()
         self._check_room(writer, len(payload))
         self._append(writer, opcode, payload, fin)
@@ -250,6 +255,19 @@ class Outgoing(Timed):
             # Before anything waits, or is interrupted: from here on the message has to be ended.
             self._streamed.unfinished = not fin
         self._flush(writer)
+
+    def _send_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
+        """The usual case: nothing is queued, nothing follows, and the socket takes all of it. Only otherwise there is a Writer."""
+        try:
+            sent = self._socket.try_send_frame(0x80 | opcode if fin else opcode, payload)  # type: ignore[union-attr]
+        except TransportError as error:
+            self.output_failed(error)
+            raise ConnectionClosed(self._info_so_far()) from None
+        if sent < len(payload) + (2 if len(payload) < 126 else 4 if len(payload) < 65536 else 10):
+            writer = self._open_writer()
+            self._append(writer, opcode, payload, fin)
+            writer.sent_already(sent)
+            self._wait_below_high_water(writer)
 
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         out = writer.tail()
@@ -272,7 +290,11 @@ class Outgoing(Timed):
             raise ConnectionClosed(self._info_so_far())
         if writer.size == 0:
             self._release(writer)
-        elif writer.size > self._service.write_high_water and getcurrent() is not self._service.hub:
+        else:
+            self._wait_below_high_water(writer)
+
+    def _wait_below_high_water(self, writer: Writer) -> None:
+        if writer.size > self._service.write_high_water and getcurrent() is not self._service.hub:
             writer.wait_below(self._service.write_high_water)
             if writer.failed:
                 raise ConnectionClosed(self._info_so_far())

@@ -40,6 +40,8 @@ MAX_BATCH: Final = 1024
 LONGEST_HELD: Final = MAX_FRAME_HEADER + MAX_CONTROL_PAYLOAD
 
 OPCODES: Final = {int(opcode): opcode for opcode in Opcode}
+OPEN: Final = State.OPEN
+CLOSED: Final = State.CLOSED
 TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
 
@@ -100,16 +102,17 @@ class Protocol:
     Attributes:
         state: OPEN from the start.
         info: the closing handshake so far; None while nobody has begun it.
+        partial: what has begun and not ended, a message or a frame that is cut off; None most of the time.
         failure: the ProtocolError that ended reading; the caller answers it with a close frame of its code. Bytes after it are
             ignored.
     """
 
-    __slots__ = ("_partial", "_rules", "failure", "info", "state")
+    __slots__ = ("_rules", "failure", "info", "partial", "state")
 
     def __init__(self, rules: ProtocolRules) -> None:
         self._rules = rules
-        self._partial: PartialMessage | None = None
-        self.state = State.OPEN
+        self.partial: PartialMessage | None = None
+        self.state = OPEN
         self.info: CloseInfo | None = None
         self.failure: ProtocolError | None = None
 
@@ -120,33 +123,33 @@ class Protocol:
         `data` is referred to after the call. After a close frame, or once `failure` is set, bytes are ignored.
         """
         messages: list[Message] = []
-        if self.failure is not None or self.state is State.CLOSED or (self.info is not None and self.info.received is not None):
+        if self.failure is not None or self.state is CLOSED or (self.info is not None and self.info.received is not None):
             return messages
         try:
-            if self._partial is not None:
+            if self.partial is not None:
                 at = self._resume(messages, data, at, end)
             if at < end:
                 self._parse(messages, data, at, end)
         except ProtocolError as error:
             self.failure = error
-            self._partial = None
+            self.partial = None
         return messages
 
     @property
     def has_more(self) -> bool:
         """True when a batch left complete frames behind."""
-        partial = self._partial
+        partial = self.partial
         return partial is not None and len(partial.rest) > 0
 
     @property
     def incomplete(self) -> bool:
         """True while a message has begun and not ended, or a frame is cut off."""
-        return self._partial is not None
+        return self.partial is not None
 
     @property
     def buffered(self) -> int:
         """Bytes held of incomplete frames and messages."""
-        return self._partial.size if self._partial is not None else 0
+        return self.partial.size if self.partial is not None else 0
 
     def append_frame(self, out: bytearray, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         """Encode one frame at the end of `out`; a client's is masked with a fresh key (section 5.3)."""
@@ -175,14 +178,14 @@ class Protocol:
         """Read no more: forget what is incomplete and ignore later bytes, as after a `failure` of the peer's making."""
         if self.failure is None:
             self.failure = ProtocolError(code, reason)
-            self._partial = None
+            self.partial = None
 
     def stream_ended(self, error: BaseException | None) -> CloseInfo:
         """The transport has ended: settle how. `error` is what ended it, None for an orderly end of stream."""
         info = self._closing()
-        if self.state is not State.CLOSED:
+        if self.state is not CLOSED:
             self.state = next_state(self.state, Step.STREAM_ENDED)
-            self._partial = None
+            self.partial = None
             exchanged = info.sent is not None and info.received is not None
             info.error = self.failure if self.failure is not None else None if exchanged else error
             info.clean = exchanged and info.error is None
@@ -196,7 +199,7 @@ class Protocol:
     def _parse(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
         """Cut frames out of `data[at:end]`; keep what is cut off at its end. Returns the offset reached."""
         parser = self._rules.parser
-        fragmented = self._partial is not None and self._partial.opcode != 0
+        fragmented = self.partial is not None and self.partial.opcode != 0
         while at < end:
             size = parser.read_header(data, at, end, fragmented)
             payload_at = at + size
@@ -215,7 +218,7 @@ class Protocol:
                 messages.append(self._whole(parser.opcode, data, payload_at, length, key_at))
             else:
                 at = self._begin_fragment(messages, data, payload_at, end, key_at)
-                fragmented = self._partial is not None
+                fragmented = self.partial is not None
             if len(messages) >= MAX_BATCH and at < end:
                 return self._hold_rest(data, at, end)
         return at
@@ -232,7 +235,7 @@ class Protocol:
         if opcode == 8:
             self._closing().received = self._parse_close(payload)
             self.state = next_state(self.state, Step.CLOSE_RECEIVED)
-            self._partial = None
+            self.partial = None
         return Message(OPCODES[opcode], payload)
 
     def _parse_close(self, payload: bytes) -> Close:
@@ -249,14 +252,14 @@ class Protocol:
             raise ProtocolError(CloseCode.INVALID_DATA, "close reason is not UTF-8") from None
 
     def _open_partial(self) -> PartialMessage:
-        if self._partial is None:
+        if self.partial is None:
             rules = self._rules
-            self._partial = PartialMessage(rules.max_size, rules.max_fragments, rules.check_utf8)
-        return self._partial
+            self.partial = PartialMessage(rules.max_size, rules.max_fragments, rules.check_utf8)
+        return self.partial
 
     def _drop_empty_partial(self) -> None:
-        if self._partial is not None and self._partial.is_empty():
-            self._partial = None
+        if self.partial is not None and self.partial.is_empty():
+            self.partial = None
 
     def _begin_fragment(self, messages: list[Message], data: bytes | bytearray, at: int, end: int, key_at: int) -> int:
         """A data frame that is no message by itself: a fragment, or one whose payload is cut off."""
@@ -270,7 +273,7 @@ class Protocol:
         if partial.is_complete():
             messages.append(partial.take())
             if partial.is_empty():
-                self._partial = None
+                self.partial = None
         return at
 
     def _hold_rest(self, data: bytes | bytearray, at: int, end: int) -> int:

@@ -42,6 +42,7 @@ class Runtime:
         scratch: the same for a transport's raw bytes.
         wheel: all deadlines.
         poller: what descriptors are waited for with, where the compiled build is in use; made by the first stream.
+        tls_buffers: the memory BIOs that TLS streams share; made by the first of them.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Runtime:
         "poller",
         "scratch",
         "thread",
+        "tls_buffers",
         "wheel",
     )
 
@@ -65,6 +67,7 @@ class Runtime:
         self.scratch = bytearray(SCRATCH_SIZE)
         self.wheel = Wheel(hub.loop)
         self.poller: Any = None
+        self.tls_buffers: Any = None
         self._pings = (0.0, 0)
         self._lock = allocate_lock()
         self._reserved: dict[Any, int] = {}

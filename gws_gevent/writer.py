@@ -106,6 +106,11 @@ class Writer:
         """Account for `count` bytes appended to `tail()`."""
         self.size += count
 
+    def sent_already(self, count: int) -> None:
+        """The stream has taken so many bytes of the one frame that was appended, and wants no more now."""
+        self._advance(count)
+        self._start_drain()
+
     def append_payload(self, payload: bytes) -> None:
         """Queue a payload whose header ends `tail()`, without copying it."""
         self._append_part(memoryview(payload))

@@ -53,6 +53,8 @@ cdef class SocketStream:
     cdef Py_ssize_t receive(self, char *to, Py_ssize_t size) except -2
     cdef Py_ssize_t send(self, const char *data, Py_ssize_t size) except -1
     cdef int on_event(self, uint32_t events) except -1
+    cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1
+    cdef Py_ssize_t _send_message(self, void *message) except -1
     cpdef wait(self, bint reading)
     cdef object _begin_to_wait(self, bint reading)
     cdef object _end_of_wait(self, bint reading, int failed)

@@ -231,6 +231,8 @@ cdef enum:
     # Events that one look at the epoll takes, and the seconds that handling them may take before others have their turn.
     MAX_EVENTS = 512
     MAX_PARTS = 64
+    # Bytes of a frame that is put together before it is sent; a larger one leaves in two parts, uncopied.
+    SMALL_FRAME = 2048
 
 cdef double MAX_DRAIN = 0.005
 cdef uint32_t NO_SLOT = 0xFFFFFFFF
@@ -539,11 +541,54 @@ cdef class SocketStream:
                 raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
             PyErr_CheckSignals()
 
+    cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1:
+        cdef unsigned char head[SMALL_FRAME]
+        cdef Py_buffer view
+        cdef iovec vectors[2]
+        cdef msghdr message
+        cdef int size = 2, i
+        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+        try:
+            head[0] = <unsigned char>first_byte
+            if view.len < 126:
+                head[1] = <unsigned char>view.len
+            elif view.len < 65536:
+                size = 4
+                head[1] = 126
+            else:
+                size = 10
+                head[1] = 127
+            for i in range(2, size):
+                head[i] = <unsigned char>((<uint64_t>view.len >> (8 * (size - 1 - i))) & 0xFF)
+            if size + view.len <= SMALL_FRAME:
+                memcpy(head + size, view.buf, view.len)
+                return self.send(<const char *>head, size + view.len)
+            if self._flags & CLOSED:
+                raise StreamClosed("send: the stream is closed")
+            vectors[0].iov_base, vectors[0].iov_len = head, size
+            vectors[1].iov_base, vectors[1].iov_len = view.buf, view.len
+            memset(&message, 0, sizeof(message))
+            message.msg_iov, message.msg_iovlen = vectors, 2
+            return self._send_message(&message)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef Py_ssize_t _send_message(self, void *message) except -1:
+        cdef ssize_t sent
+        while True:
+            sent = c_sendmsg(self._fd, <msghdr *>message, MSG_NOSIGNAL)
+            if sent >= 0:
+                return sent
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
+            PyErr_CheckSignals()
+
     def try_send_parts(self, parts):
         cdef Py_buffer views[MAX_PARTS]
         cdef iovec vectors[MAX_PARTS]
         cdef msghdr message
-        cdef ssize_t sent
         cdef int count = 0, i
         if self._flags & CLOSED:
             raise StreamClosed("send: the stream is closed")
@@ -558,15 +603,7 @@ cdef class SocketStream:
                 count += 1
             message.msg_iov = vectors
             message.msg_iovlen = count
-            while True:
-                sent = c_sendmsg(self._fd, &message, MSG_NOSIGNAL)
-                if sent >= 0:
-                    return sent
-                if errno == EAGAIN:
-                    return 0
-                if errno != EINTR:
-                    raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
-                PyErr_CheckSignals()
+            return self._send_message(&message)
         finally:
             for i in range(count):
                 PyBuffer_Release(&views[i])

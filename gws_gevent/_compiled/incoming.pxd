@@ -26,10 +26,8 @@ cdef class Incoming(Deadlines):
     cdef object _request
     cdef object _session
     cdef object _pool
-    cdef SocketStream _socket
     cdef unsigned short _batch_at
     cdef unsigned char _opened
-    cdef unsigned char _direct
     cdef unsigned char _pollable
     cdef unsigned char _giving_way
     cdef unsigned char _parking

@@ -1,6 +1,6 @@
 cimport cython
 
-from ._fdio cimport thread_id
+from ._fdio cimport SocketStream, thread_id
 from .protocol cimport Protocol
 from .service cimport Service
 from .timers cimport Timed
@@ -21,6 +21,7 @@ cdef class Outgoing(Timed):
     cdef Service _service
     cdef Protocol _protocol
     cdef Writer _writer
+    cdef SocketStream _socket
     cdef object _streamed
     cdef list _batch
     cdef Py_ssize_t _accounted
@@ -28,6 +29,9 @@ cdef class Outgoing(Timed):
     cpdef write_message(self, opcode, data)
     @cython.locals(writer=Writer)
     cdef _write_frame(self, int opcode, payload, bint fin)
+    @cython.locals(sent=Py_ssize_t, writer=Writer)
+    cdef _send_frame(self, int opcode, payload, bint fin)
+    cdef _wait_below_high_water(self, Writer writer)
     @cython.locals(out=bytearray, before=Py_ssize_t)
     cdef _append(self, Writer writer, int opcode, payload, bint fin)
     cdef _flush(self, Writer writer)

@@ -5,6 +5,12 @@ from ._masking cimport append_frame, unmask, unmask_text
 from .messages cimport Message, PartialMessage
 
 
+cdef object OPEN
+cdef object CLOSED
+cdef object TEXT
+cdef object BINARY
+
+
 cdef class ProtocolRules:
     cdef readonly bint is_client
     cdef readonly long long max_size
@@ -16,7 +22,7 @@ cdef class ProtocolRules:
 
 cdef class Protocol:
     cdef ProtocolRules _rules
-    cdef PartialMessage _partial
+    cdef readonly PartialMessage partial
     cdef public object failure
     cdef public object info
     cdef public object state

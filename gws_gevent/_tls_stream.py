@@ -1,0 +1,535 @@
+# cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
+"""TLS as a stream: an SSLObject between two memory BIOs, on top of a SocketStream.
+
+Belongs here: moving bytes between the SSLObject and the carrier. Does not belong here: listening, dialling, contexts, sessions.
+
+The streams of a hub share one pair of BIOs: an idle connection has none, and a busy one leaves no grown buffer behind. It works
+because each call on an SSLObject begins by putting in what that stream has received (`_borrow`) and ends by taking out all that is left
+and all that was made (`_give_back`), with no switch in between. So records also leave in the order in which they were made,
+whoever made them. What the carrier does not take at once is flushed from the hub.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import gevent
+from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
+from gevent.hub import get_hub
+from greenlet import getcurrent
+
+from gws_gevent.exceptions import StreamClosed, TransportError
+from gws_gevent.runtime import current
+from gws_gevent.transports.base import PollableStream, ReadableWaiter, type_of_data
+from gws_gevent.transports.tls_contexts import may_switch
+
+from ._fdio import SocketStream
+
+__all__ = ["TlsStream"]
+
+#: Bytes of a full TLS record: the SSLObject makes one of each write, and a larger write is taken in part.
+RECORD: Final = 16 * 1024
+#: Bytes encrypted before they are handed to the carrier: four records, one system call.
+BATCH: Final = 64 * 1024
+#: Bytes of records that wait for the carrier. `try_send` adds to them only when there are none; above this a peer makes us
+#: answer (key updates) without ever reading the answers.
+MAX_PENDING = 2 * BATCH
+#: Seconds that a closed stream may go on sending what it had taken.
+CLOSE_LINGER = 5.0
+#: Seconds after which to try again to write while the peer renegotiates (TLS 1.2, and only with a context of the user's), or to
+#: shake hands while a callback of another handshake waits for something.
+RETRY_DELAY = 0.01
+
+_PLAIN_HTTP_BODY = b"This port speaks TLS: use https:// or wss://.\n"
+_PLAIN_HTTP_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_PLAIN_HTTP_BODY), _PLAIN_HTTP_BODY)
+)
+
+
+class Buffers:
+    """A pair of BIOs, both empty but for the length of one call on an SSLObject, and where received bytes are put first.
+
+    Attributes:
+        busy: a call is under way. Only a finalizer, a signal handler or a callback of the context can see that.
+    """
+
+    __slots__ = ("busy", "incoming", "outgoing", "scratch", "view")
+
+    def __init__(self, scratch: bytearray) -> None:
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.scratch = scratch
+        self.view = memoryview(scratch)
+        self.busy = False
+
+
+def _buffers_for(context: ssl.SSLContext) -> Buffers:
+    """The pair that this hub's streams share, or a new one where a callback might let others run in the middle of a handshake."""
+    runtime = current()
+    if may_switch(context):
+        return Buffers(runtime.scratch)
+    if runtime.tls_buffers is None:
+        runtime.tls_buffers = Buffers(runtime.scratch)
+    buffers: Buffers = runtime.tls_buffers
+    return buffers
+
+
+class TlsStream:
+    """TLS on top of a SocketStream, which it owns. A PollableStream."""
+
+    __slots__ = (
+        "_buffers", "_carrier", "_closed", "_core", "_ended", "_failure", "_held", "_keep_session", "_linger", "_more",
+        "_on_writable", "_pending", "_plain", "_sending", "_ssl", "_stalled",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        carrier: SocketStream,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
+        keep_session: Callable[[ssl.SSLSession], object] | None = None,
+    ) -> None:
+        """Begin TLS on a connected stream; `handshake` does the rest.
+
+        Args:
+            session: of a client: what to resume, if the server still knows it.
+            keep_session: of a client: called once with a session that can be resumed later, when data has come.
+        """
+        self._carrier = carrier
+        self._buffers = _buffers_for(context)
+        self._ssl = context.wrap_bio(
+            self._buffers.incoming, self._buffers.outgoing, server_side=server_side, server_hostname=server_hostname, session=session
+        )
+        # An SSLObject only passes reads and writes on to this.
+        self._core: Any = getattr(self._ssl, "_sslobj", self._ssl)
+        self._keep_session = keep_session
+        #: Bytes the carrier has given and the SSLObject has not taken yet.
+        self._held: bytes | None = None
+        #: Records the carrier has not taken yet.
+        self._pending: bytearray | None = None
+        #: Plaintext that had to be read before its time.
+        self._plain: bytearray | None = None
+        self._on_writable: Callable[[], object] | None = None
+        self._linger: Any = None
+        self._failure: str | None = None
+        self._more = True  # there may be plaintext without new bytes from the carrier
+        self._ended = False
+        self._stalled = False
+        self._sending = False
+        self._closed = False
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of records that wait for the carrier."""
+        return len(self._pending) if self._pending is not None else 0
+
+    # The shared BIOs
+
+    def _borrow(self) -> Any:
+        """Put what was held back into the BIOs, and what somebody's interrupted call has there aside; return that."""
+        buffers = self._buffers
+        aside = (buffers.incoming.read(), buffers.outgoing.read()) if buffers.busy else None
+        buffers.busy = True
+        if self._held is not None:
+            held, self._held = self._held, None
+            buffers.incoming.write(held)
+        return aside
+
+    def _give_back(self, aside: Any) -> Any:
+        """Leave the BIOs as they were found; return the records that have been made, or None."""
+        buffers = self._buffers
+        if buffers.incoming.pending:
+            self._held = buffers.incoming.read()
+        records = buffers.outgoing.read() if buffers.outgoing.pending else None
+        if aside is None:
+            buffers.busy = False
+        else:
+            buffers.incoming.write(aside[0])
+            buffers.outgoing.write(aside[1])
+        return records
+
+    # The handshake
+
+    def handshake(self, received: bytes = b"") -> None:
+        """Do the TLS handshake; a TransportError that says why if it fails."""
+        if received:
+            self._held = received
+        while not self._advance_handshake():
+            self._fetch_for_handshake()
+
+    def _advance_handshake(self) -> bool:
+        while self._buffers.busy:
+            gevent.sleep(RETRY_DELAY)
+        if self._closed:
+            raise StreamClosed("TLS handshake: the stream is closed")
+        failure: ssl.SSLError | None = None
+        done = False
+        aside = self._borrow()
+        try:
+            self._ssl.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            failure = error
+        finally:
+            records = self._give_back(aside)
+        if failure is not None:
+            self._tell_why(failure, records)
+            raise TransportError(f"TLS handshake: {_reason(failure)}") from failure
+        self._push(records)
+        return done
+
+    def _fetch_for_handshake(self) -> None:
+        buffers = self._buffers
+        received = self._carrier.try_recv_into(buffers.scratch)
+        while received < 0:
+            self._carrier.wait_readable()
+            if self._closed:
+                raise StreamClosed("TLS handshake: the stream was closed")
+            received = self._carrier.try_recv_into(buffers.scratch)
+        if received == 0:
+            raise TransportError("TLS handshake: the peer closed the connection")
+        fresh = bytes(buffers.view[:received])
+        self._held = fresh if self._held is None else self._held + fresh
+
+    def _tell_why(self, error: ssl.SSLError, alert: Any) -> None:
+        """Let the peer know, if it can be done at once: an alert, or a plain answer to a plain request."""
+        self._failure = _reason(error)
+        try:
+            if error.reason == "HTTP_REQUEST":
+                self._carrier.try_send(_PLAIN_HTTP_ANSWER)
+            else:
+                self._push(alert)
+        except TransportError:
+            pass
+
+    # Reading
+
+    def recv_into(self, buffer: bytearray | memoryview) -> int:
+        """See Stream."""
+        while True:
+            received = self.try_recv_into(buffer)
+            if received >= 0:
+                return received
+            self._carrier.wait_readable()
+
+    def wait_readable(self) -> None:
+        """See PollableStream."""
+        self._carrier.wait_readable()
+
+    def call_when_readable(self, waiter: ReadableWaiter | None) -> None:
+        """See PollableStream."""
+        self._carrier.call_when_readable(waiter)
+
+    def try_recv_into(self, buffer: bytearray | memoryview) -> int:
+        """See PollableStream."""
+        while True:
+            if self._closed:
+                raise StreamClosed("receive: the stream is closed")
+            if self._plain is not None:
+                return self._take_plain(buffer)
+            if self._more:
+                filled = self._decrypt(buffer, 0)
+                if filled:
+                    return filled
+            if self._failure is not None:
+                raise TransportError(f"receive: TLS: {self._failure}")
+            if self._ended:
+                return 0
+            received = self._carrier.try_recv_into(self._buffers.scratch)
+            if received < 0:
+                return -1
+            if received == 0:
+                self._ended = True
+                continue
+            filled = self._decrypt(buffer, received)
+            if filled:
+                return filled
+
+    def _decrypt(self, buffer: bytearray | memoryview, received: int) -> int:
+        """Decrypt `received` bytes of the scratch buffer, and what was held back, into `buffer`; return how many that gave."""
+        filled = 0
+        aside = self._borrow()
+        try:
+            if received:
+                self._buffers.incoming.write(self._buffers.view[:received])
+            filled = self._read_records(buffer)
+        finally:
+            records = self._give_back(aside)
+        if records is not None:  # an alert, or the answer to a key update
+            try:
+                self._push(records)
+            except TransportError:
+                pass  # the next read or write meets the same fault
+        if self._keep_session is not None and filled:
+            self._offer_session()
+        return filled
+
+    def _read_records(self, buffer: bytearray | memoryview) -> int:
+        size = len(buffer)
+        filled = 0
+        self._more = False
+        try:
+            while filled < size:
+                count = self._read_record(buffer, filled, size - filled)
+                if count == 0:
+                    self._ended = True
+                    return filled
+                filled += count
+                # A record is taken out of the BIO in one piece. If nothing is left there, and not all of the buffer was needed,
+                # then another look would cost an exception that says so.
+                if filled < size and not self._buffers.incoming.pending:
+                    return filled
+            self._more = True
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            self._ended = True
+        except ssl.SSLError as error:
+            self._failure = _reason(error)
+        return filled
+
+    def _read_record(self, buffer: bytearray | memoryview, at: int, room: int) -> int:
+        if at == 0:
+            return self._core.read(room, buffer)  # type: ignore[no-any-return]
+        with memoryview(buffer) as view, view[at:] as rest:
+            return self._core.read(room, rest)  # type: ignore[no-any-return]
+
+    def _take_plain(self, buffer: bytearray | memoryview) -> int:
+        plain = self._plain
+        assert plain is not None
+        with memoryview(buffer) as view:
+            count = min(len(plain), len(view))
+            view[:count] = plain[:count]
+        del plain[:count]
+        if not plain:
+            self._plain = None
+        return count
+
+    def _offer_session(self) -> None:
+        """Once data has come, the tickets of TLS 1.3 mostly have; if not, there is another look when the stream is closed."""
+        session = self._ssl.session
+        if session is not None and (session.has_ticket or (session.id and self._ssl.version() != "TLSv1.3")):
+            keep, self._keep_session = self._keep_session, None
+            assert keep is not None
+            keep(session)
+
+    # Writing
+
+    def try_send(self, data: type_of_data) -> int:
+        """See NonBlockingStream."""
+        if self._closed:
+            raise StreamClosed("send: the stream is closed")
+        if self._failure is not None:
+            raise TransportError(f"send: TLS: {self._failure}")
+        if self._pending is not None and not self._flush():
+            return 0
+        size = len(data)
+        if size <= RECORD:
+            return self._encrypt(data) if size else 0
+        taken = 0
+        with memoryview(data) as view:
+            while taken < size and self._pending is None and not self._stalled:
+                with view[taken : taken + BATCH] as piece:
+                    taken += self._encrypt(piece)
+        return taken
+
+    def _encrypt(self, data: type_of_data) -> int:
+        """Make records of all of `data`, unless the peer renegotiates, and hand them over; return how many bytes of it are in them."""
+        taken = 0
+        aside = self._borrow()
+        try:
+            taken = self._core.write(data)
+            while taken < len(data):
+                with memoryview(data) as view, view[taken:] as rest:
+                    taken += self._core.write(rest)
+        except ssl.SSLWantReadError:
+            self._stalled = True
+        except ssl.SSLError as error:
+            raise TransportError(f"send: TLS: {_reason(error)}") from error
+        finally:
+            records = self._give_back(aside)
+        if records is not None:
+            self._push(records)
+        return taken
+
+    def try_send_parts(self, parts: Sequence[type_of_data]) -> int:
+        """See NonBlockingStream. A part alone would be a record by itself: a copy costs less."""
+        if sum(map(len, parts)) <= BATCH:
+            return self.try_send(b"".join(parts))
+        total = 0
+        for part in parts:
+            taken = self.try_send(part)
+            total += taken
+            if taken < len(part):
+                break
+        return total
+
+    def send_all(self, data: type_of_data) -> None:
+        """See Stream."""
+        if self._sending:
+            raise ConcurrentObjectUseError("another greenlet is waiting to send on this stream")
+        if getcurrent() is get_hub():
+            raise BlockingSwitchOutError("send_all may have to wait, and the hub cannot: use try_send there")
+        self._sending = True
+        try:
+            with memoryview(data) as view:
+                sent = self.try_send(view)
+                while sent < len(view) or self._pending is not None:
+                    self.wait_writable()
+                    sent += self.try_send(view[sent:])
+        finally:
+            self._sending = False
+
+    def wait_writable(self) -> None:
+        """See NonBlockingStream."""
+        if self._stalled:
+            self._stalled = False
+            gevent.sleep(RETRY_DELAY)
+        while True:
+            if self._closed:
+                raise StreamClosed("send: the stream is closed")
+            self._carrier.wait_writable()
+            if self._closed:
+                raise StreamClosed("send: the stream was closed")
+            if self._flush():
+                return
+
+    def call_when_writable(self, callback: Callable[[], object]) -> None:
+        """See NonBlockingStream."""
+        if self._closed:
+            raise StreamClosed("send: the stream is closed")
+        self._on_writable = callback
+        self._carrier.call_when_writable(self._flush_in_hub)
+
+    def _push(self, records: bytes | None) -> None:
+        """Hand over what the SSLObject has produced, in its order. Never waits."""
+        if not records:
+            return
+        if self._pending is not None:
+            self._pending += records
+            if len(self._pending) > MAX_PENDING:
+                self._failure = "the peer asks for answers that it does not read"
+                raise TransportError(f"send: TLS: {self._failure}")
+            return
+        sent = self._carrier.try_send(records)
+        if sent < len(records):
+            self._pending = bytearray(records)
+            del self._pending[:sent]
+            self._carrier.call_when_writable(self._flush_in_hub)
+
+    def _flush(self) -> bool:
+        """Send waiting records; True when there are none left. Never waits."""
+        if self._pending is not None:
+            del self._pending[: self._carrier.try_send(self._pending)]
+            if self._pending:
+                return False
+            self._pending = None
+        return True
+
+    def _flush_in_hub(self) -> None:
+        try:
+            done = self._flush()
+        except TransportError as error:
+            self._failure, self._pending, done = str(error), None, True
+        if not done:
+            self._carrier.call_when_writable(self._flush_in_hub)
+        elif self._closed:
+            self._stop_lingering()
+        elif self._on_writable is not None:
+            callback, self._on_writable = self._on_writable, None
+            callback()
+
+    # The end
+
+    def shutdown_write(self) -> None:
+        """Send close_notify. The carrier stays open both ways: TLS 1.3 has a half-close of its own (RFC 8446 section 6.1)."""
+        if self._closed:
+            raise StreamClosed("shutdown: the stream is closed")
+        self._save_plaintext()
+        self._say_goodbye()
+
+    def _save_plaintext(self) -> None:
+        """Decrypt all that has arrived: unwrap() would look for the peer's close_notify there and throw away the rest."""
+        while self._more:
+            plain = bytearray(RECORD)
+            filled = self._decrypt(plain, 0)
+            if filled:
+                del plain[filled:]
+                self._plain = plain if self._plain is None else self._plain + plain
+
+    def _say_goodbye(self) -> None:
+        if self._failure is not None:
+            return
+        aside = self._borrow()
+        try:
+            self._ssl.unwrap()
+        except (ssl.SSLError, ValueError):
+            pass  # it wants to read the peer's goodbye, which is not waited for, or there was no handshake
+        finally:
+            records = self._give_back(aside)
+        self._push(records)
+
+    def close(self) -> None:
+        """See Stream. Records that wait for the carrier have CLOSE_LINGER seconds."""
+        if self._closed:
+            return
+        self._closed = True
+        self._on_writable = self._plain = None
+        if self._keep_session is not None:
+            self._offer_session()
+            self._keep_session = None
+        try:
+            self._say_goodbye()
+        except TransportError:
+            self._pending = None
+        self._held = None
+        if self._pending is None:
+            self._carrier.close()
+            return
+        # TCP itself would go on sending what it had taken before the close; so do we, for a while.
+        self._carrier.interrupt()
+        self._linger = get_hub().loop.timer(CLOSE_LINGER)
+        self._linger.start(self.abort)
+
+    def abort(self) -> None:
+        """See Stream."""
+        if self._closed and self._linger is None:
+            return
+        self._closed = True
+        self._on_writable = self._plain = self._pending = self._held = self._keep_session = None
+        self._carrier.abort()
+        self._stop_lingering()
+
+    def _stop_lingering(self) -> None:
+        if self._linger is not None:
+            self._linger.stop()
+            self._linger.close()
+            self._linger = None
+        self._carrier.close()
+
+    def info(self, key: str) -> Any:
+        """See Stream."""
+        if key == "scheme":
+            return "tls"
+        if key == "tls":
+            return self._ssl
+        return self._carrier if key == "carrier" else self._carrier.info(key)
+
+
+PollableStream.register(TlsStream)
+
+
+def _reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of the peer is not accepted: {error.verify_message}"
+    if error.reason == "HTTP_REQUEST":
+        return "the peer speaks plain HTTP"
+    return (error.reason or str(error)).lower().replace("_", " ")
