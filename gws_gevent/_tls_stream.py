@@ -3,10 +3,10 @@
 
 Belongs here: moving bytes between the SSLObject and the carrier. Does not belong here: listening, dialling, contexts, sessions.
 
-The streams of a hub share one pair of BIOs: an idle connection has none, and a busy one leaves no grown buffer behind. It works
-because each call on an SSLObject begins by putting in what that stream has received (`_borrow`) and ends by taking out all that is left
-and all that was made (`_give_back`), with no switch in between. So records also leave in the order in which they were made,
-whoever made them. What the carrier does not take at once is flushed from the hub.
+The streams of a hub share one pair of BIOs: an idle connection has none, and a busy one leaves no grown buffer behind. It
+works because each use of an SSLObject begins by putting in what that stream has received (`_borrow`) and ends by taking out
+all that is left and all that was made (`_give_back`), with no switch in between. So records also leave in the order in which
+they were made, whoever made them. What the carrier does not take at once is flushed from the hub.
 """
 
 from __future__ import annotations
@@ -103,9 +103,8 @@ class TlsStream:
         """
         self._carrier = carrier
         self._buffers = _buffers_for(context)
-        self._ssl = context.wrap_bio(
-            self._buffers.incoming, self._buffers.outgoing, server_side=server_side, server_hostname=server_hostname, session=session
-        )
+        bios = self._buffers.incoming, self._buffers.outgoing
+        self._ssl = context.wrap_bio(*bios, server_side=server_side, server_hostname=server_hostname, session=session)
         # An SSLObject only passes reads and writes on to this.
         self._core: Any = getattr(self._ssl, "_sslobj", self._ssl)
         self._keep_session = keep_session
@@ -275,10 +274,16 @@ class TlsStream:
     def _read_records(self, buffer: bytearray | memoryview) -> int:
         size = len(buffer)
         filled = 0
+        view: memoryview | None = None
         self._more = False
         try:
             while filled < size:
-                count = self._read_record(buffer, filled, size - filled)
+                if filled == 0:
+                    count: int = self._core.read(size, buffer)
+                else:
+                    if view is None:
+                        view = memoryview(buffer)
+                    count = self._core.read(size - filled, view[filled:])
                 if count == 0:
                     self._ended = True
                     return filled
@@ -295,12 +300,6 @@ class TlsStream:
         except ssl.SSLError as error:
             self._failure = _reason(error)
         return filled
-
-    def _read_record(self, buffer: bytearray | memoryview, at: int, room: int) -> int:
-        if at == 0:
-            return self._core.read(room, buffer)  # type: ignore[no-any-return]
-        with memoryview(buffer) as view, view[at:] as rest:
-            return self._core.read(room, rest)  # type: ignore[no-any-return]
 
     def _take_plain(self, buffer: bytearray | memoryview) -> int:
         plain = self._plain
@@ -325,31 +324,63 @@ class TlsStream:
 
     def try_send(self, data: type_of_data) -> int:
         """See NonBlockingStream."""
+        if not self._may_send():
+            return 0
+        if len(data) <= BATCH:
+            return self._encrypt((data,)) if len(data) else 0
+        taken = 0
+        with memoryview(data) as view:
+            while taken < len(view) and self._pending is None and not self._stalled:
+                with view[taken : taken + BATCH] as piece:
+                    taken += self._encrypt((piece,))
+        return taken
+
+    def _may_send(self) -> bool:
+        """False while records wait for the carrier."""
         if self._closed:
             raise StreamClosed("send: the stream is closed")
         if self._failure is not None:
             raise TransportError(f"send: TLS: {self._failure}")
-        if self._pending is not None and not self._flush():
-            return 0
-        size = len(data)
-        if size <= RECORD:
-            return self._encrypt(data) if size else 0
-        taken = 0
-        with memoryview(data) as view:
-            while taken < size and self._pending is None and not self._stalled:
-                with view[taken : taken + BATCH] as piece:
-                    taken += self._encrypt(piece)
-        return taken
+        return self._pending is None or self._flush()
 
-    def _encrypt(self, data: type_of_data) -> int:
-        """Make records of all of `data`, unless the peer renegotiates, and hand them over; return how many bytes of it are in them."""
+    def try_send_parts(self, parts: Sequence[type_of_data]) -> int:
+        """See NonBlockingStream."""
+        size = sum(map(len, parts))
+        if size <= RECORD:
+            return self.try_send(b"".join(parts))
+        if len(parts) == 2 and len(parts[0]) < RECORD and size <= BATCH:
+            return self._try_send_pair(parts[0], parts[1])
+        total = 0
+        for part in parts:
+            taken = self.try_send(part)
+            total += taken
+            if taken < len(part):
+                break
+        return total
+
+    def _try_send_pair(self, head: type_of_data, payload: type_of_data) -> int:
+        """A message and its header: by itself the header would be a record of its own, and a system call."""
+        if not self._may_send():
+            return 0
+        with memoryview(payload) as view:
+            room = RECORD - len(head)
+            return self._encrypt((b"".join((head, view[:room])), view[room:]))
+
+    def _encrypt(self, pieces: tuple[type_of_data, ...]) -> int:
+        """Make records of all of `pieces`, unless the peer renegotiates, and hand them over; return how many bytes are in them."""
         taken = 0
         aside = self._borrow()
         try:
-            taken = self._core.write(data)
-            while taken < len(data):
-                with memoryview(data) as view, view[taken:] as rest:
-                    taken += self._core.write(rest)
+            for piece in pieces:
+                size = len(piece)
+                done: int = self._core.write(piece)
+                taken += done
+                if done < size:
+                    with memoryview(piece) as view:
+                        while done < size:
+                            count: int = self._core.write(view[done:])
+                            done += count
+                            taken += count
         except ssl.SSLWantReadError:
             self._stalled = True
         except ssl.SSLError as error:
@@ -359,18 +390,6 @@ class TlsStream:
         if records is not None:
             self._push(records)
         return taken
-
-    def try_send_parts(self, parts: Sequence[type_of_data]) -> int:
-        """See NonBlockingStream. A part alone would be a record by itself: a copy costs less."""
-        if sum(map(len, parts)) <= BATCH:
-            return self.try_send(b"".join(parts))
-        total = 0
-        for part in parts:
-            taken = self.try_send(part)
-            total += taken
-            if taken < len(part):
-                break
-        return total
 
     def send_all(self, data: type_of_data) -> None:
         """See Stream."""

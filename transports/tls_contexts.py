@@ -12,7 +12,7 @@ from typing import Final
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.base import TlsFiles
 
-__all__ = ["client_context", "server_context"]
+__all__ = ["client_context", "may_switch", "server_context"]
 
 #: RFC 6455 runs on HTTP/1.1: a peer that could also speak HTTP/2 is told so.
 ALPN: Final = ["http/1.1"]
@@ -39,12 +39,9 @@ def server_context(files: TlsFiles, sni: Mapping[str, TlsFiles] | None = None) -
     if sni:
         by_name = {_normalise(name): _with_certificate(_without_client_ca(name, more)) for name, more in sni.items()}
 
-        def choose(stream: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            chosen = _look_up(by_name, name)
-            if chosen is not None:
-                stream.context = chosen
-
-        context.sni_callback = choose
+        context.sni_callback = _Choose(by_name)
+    # One ticket of TLS 1.3 and not two: each costs a tenth of a handshake, and a WebSocket client mostly has one connection.
+    context.num_tickets = 1
     return context
 
 
@@ -69,6 +66,25 @@ def client_context(ca: str | None = None, *, verify: bool = True) -> ssl.SSLCont
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def may_switch(context: ssl.SSLContext) -> bool:
+    """True if the context has a callback that might switch greenlets in the middle of a handshake: one that is not ours."""
+    return not isinstance(context.sni_callback, _Choose | None)
+
+
+class _Choose:
+    """Gives a handshake the context for the name that the client asks for."""
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, by_name: Mapping[str, ssl.SSLContext]) -> None:
+        self._by_name = by_name
+
+    def __call__(self, stream: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        chosen = _look_up(self._by_name, name)
+        if chosen is not None:
+            stream.context = chosen
 
 
 def _with_certificate(files: TlsFiles) -> ssl.SSLContext:

@@ -53,15 +53,17 @@ cdef class TlsStream:
     cdef Py_ssize_t _decrypt(self, buffer, Py_ssize_t received) except -1
     @cython.locals(size=Py_ssize_t, filled=Py_ssize_t, count=Py_ssize_t)
     cdef Py_ssize_t _read_records(self, buffer) except -1
-    cdef Py_ssize_t _read_record(self, buffer, Py_ssize_t at, Py_ssize_t room) except -1
     @cython.locals(count=Py_ssize_t, plain=bytearray)
     cdef Py_ssize_t _take_plain(self, buffer) except -1
     cdef _offer_session(self)
-    @cython.locals(size=Py_ssize_t, taken=Py_ssize_t)
-    cpdef Py_ssize_t try_send(self, data) except -1
     @cython.locals(taken=Py_ssize_t)
-    cdef Py_ssize_t _encrypt(self, data) except -1
-    @cython.locals(total=Py_ssize_t, taken=Py_ssize_t)
+    cpdef Py_ssize_t try_send(self, data) except -1
+    @cython.locals(taken=Py_ssize_t, size=Py_ssize_t, done=Py_ssize_t, count=Py_ssize_t)
+    cdef Py_ssize_t _encrypt(self, tuple pieces) except -1
+    cdef bint _may_send(self) except -1
+    @cython.locals(room=Py_ssize_t)
+    cdef Py_ssize_t _try_send_pair(self, head, payload) except -1
+    @cython.locals(size=Py_ssize_t, total=Py_ssize_t, taken=Py_ssize_t)
     cpdef Py_ssize_t try_send_parts(self, parts) except -1
     @cython.locals(sent=Py_ssize_t)
     cdef _push(self, bytes records)
