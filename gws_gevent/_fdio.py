@@ -25,7 +25,7 @@ from gws_gevent.frames import frame_header
 from gws_gevent.transports.base import PollableStream, ReadableWaiter, as_transport_error, type_of_data
 from gws_gevent.transports.borrowed import BorrowedSocket
 
-__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id"]
+__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id", "trim_heap"]
 
 #: Whether the data stack of a waiting greenlet is given back: a Python frame waits here, and needs it.
 TRIMS = False
@@ -41,6 +41,10 @@ SMALL_FRAME = 2048
 #: Buffers that one sendmsg takes (POSIX guarantees 16).
 _MAX_PARTS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names else 16
 _CAN_SEND_PARTS = hasattr(_socket.socket, "sendmsg")
+
+
+def trim_heap() -> None:
+    """Give memory that the C library holds free back to the system, where there is a way to ask for it."""
 
 
 class SocketStream(PollableStream):

@@ -15,7 +15,7 @@ from greenlet import greenlet
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, HandshakeRefused
 from gws_gevent.frames import Side
-from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import judge_response, make_key, parse_response, request_head
 from gws_gevent.http_head import ResponseHead, ResponseHeadReader
 from gws_gevent.options import ClientOptions, options_or_default
@@ -56,6 +56,7 @@ def connect(
 
     Raises:
         TypeError: an argument of another kind.
+        ValueError: `park_after` without an EventHandler.
         EndpointError: a malformed URL.
         TransportError: the server cannot be reached, or TLS failed.
         HandshakeRefused: the server answered with another status; it carries status, headers and body.
@@ -66,6 +67,7 @@ def connect(
         raise TypeError(f"a URL is a text such as 'ws://127.0.0.1:3001/', not {url!r}")
     options = options_or_default(options, ClientOptions)
     handler = as_handler(handler) if handler is not None else None
+    refuse_parking(handler, options)
     parsed = parse_url(url)
     settings = DialSettings(no_delay=options.no_delay, ssl_context=ssl_context, server_name=server_name)
     dial = dialer(_endpoint_of(parsed), settings).dial
@@ -108,6 +110,8 @@ class Client(Service):
         self, stream: Stream, url: WebSocketUrl, handler: EventHandler | Callable[[Connection], object] | None
     ) -> Connection:
         """Do the opening handshake in this greenlet; the stream is aborted if it fails."""
+        served = as_handler(handler) if handler is not None else None
+        refuse_parking(served, self.options)
         conn = Connection(stream, self)
         self.connections[conn] = None
         try:
@@ -116,9 +120,9 @@ class Client(Service):
             conn.abort()
             self.closed(conn)
             raise
-        if handler is not None:
-            conn.attach(as_handler(handler))
-            self.runtime.hub.loop.run_callback(greenlet(conn.run, self.runtime.hub).switch)
+        if served is not None:
+            conn.attach(served)
+            self.hub.loop.run_callback(greenlet(conn, self.hub).switch)
         return conn
 
     def _shake_hands(self, conn: Connection, url: WebSocketUrl) -> None:

@@ -168,6 +168,8 @@ class Connection(Incoming):
                 self._handler = self._service.open(self)
                 if self._handler is None:
                     return False
+            if isinstance(self._error, GreenletExit):
+                return False  # killed before this greenlet has come to run
             self._opened = True
             self._handler.on_open(self)
             if isinstance(self._handler, FunctionHandler):
@@ -256,7 +258,8 @@ class Connection(Incoming):
         """Kill the connection's greenlet, without waiting: the transport is aborted and on_close is called."""
         if self._greenlet is not None:
             gevent.kill(self._greenlet)
-        elif self._parked:
+        elif self._handler is not None:
+            # It was parked, or has yet to start.
             self._note(GreenletExit())
             self._end(True)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gws_gevent.connection import Connection
     from gws_gevent.frames import CloseInfo
     from gws_gevent.messages import Message
+    from gws_gevent.options import ConnectionOptions
 else:
     Message = build_of("messages").Message
 
@@ -67,3 +68,10 @@ def as_handler(handler: Any) -> EventHandler:
     if callable(handler):
         return FunctionHandler(handler)
     raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")
+
+
+def refuse_parking(handler: EventHandler | None, options: ConnectionOptions) -> None:
+    """Raise ValueError if `park_after` is set for a connection that is read by its owner, whose greenlet cannot be given back."""
+    if options.park_after is not None and (handler is None or isinstance(handler, FunctionHandler)):
+        reader = f"{handler.function!r}" if isinstance(handler, FunctionHandler) else "receive() or iteration"
+        raise ValueError(f"park_after: needs an EventHandler; {reader} reads the connection, and waits in its greenlet")

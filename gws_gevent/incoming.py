@@ -37,6 +37,9 @@ __all__ = ["Incoming"]
 
 #: Seconds that connections may keep the loop without waiting, while others have input.
 TURN: Final = 0.0005
+#: Seconds of the sleep that gives way. Not 0: gevent runs fifty callbacks before it looks at anything else, and would
+#: have this one among them again and again; a timer that is due at once comes after everything that is ready.
+YIELD: Final = 0.000001
 #: Seconds from which a blocking read is known to have waited. Shorter ones count as work: at worst that gives way too often.
 WAITED: Final = 0.00005
 #: Messages handled between two looks at the clock.
@@ -209,6 +212,7 @@ class Incoming(Deadlines):
         self._may_park = False
         self._parked = True
         self._greenlet = None
+        self._service.runtime.greenlet_given_back()
         return True
 
     def on_readable(self) -> None:
@@ -390,7 +394,7 @@ class Incoming(Deadlines):
         elif now - service.turn_began > TURN:
             self._giving_way = True
             try:
-                gevent.sleep(0)
+                gevent.sleep(YIELD)
             finally:
                 self._giving_way = False
                 service.turn_began = monotonic()

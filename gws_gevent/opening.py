@@ -18,7 +18,7 @@ from gevent import Timeout
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.frames import CloseCode, Side
-from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import (
     Response,
     accept_response,
@@ -210,7 +210,9 @@ class ServerService(Service):
             raise answer
         if isinstance(answer, Response):
             return answer
-        return as_handler(answer)
+        handler = as_handler(answer)
+        refuse_parking(handler, self.options)
+        return handler
 
     def _authorize(self, conn: Connection, request: Request) -> None:
         if self.options.authorize is None:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 else:
     Wheel = build_of("timers").Wheel
 
+
+def trim_heap() -> None:
+    """Give back what the C library holds free."""
+    # Looked up when it is needed: _fdio imports this module.
+    build_of("_fdio").trim_heap()
+
+
 __all__ = ["RECEIVE_SIZE", "Runtime", "current"]
 
 #: Bytes of the receive buffer that all connections of a hub share.
@@ -29,6 +36,9 @@ RECEIVE_SIZE = 256 * 1024
 SCRATCH_SIZE = 64 * 1024
 #: Keepalive pings sent in one tick of the wheel, so that a round of them does not hold the loop up.
 PINGS_PER_TICK = 500
+
+#: Connections parked after which the heap is trimmed.
+TRIM_AFTER = 1000
 
 get_ident = get_original("threading", "get_ident")
 allocate_lock = get_original("_thread", "allocate_lock")
@@ -46,9 +56,11 @@ class Runtime:
     """
 
     __slots__ = (
+        "_given_back",
         "_lock",
         "_pings",
         "_reserved",
+        "_trim_timer",
         "buffer",
         "hub",
         "pid",
@@ -71,6 +83,8 @@ class Runtime:
         self._pings = (0.0, 0)
         self._lock = allocate_lock()
         self._reserved: dict[Any, int] = {}
+        self._given_back = 0
+        self._trim_timer: Any = None
 
     def is_here(self) -> bool:
         """True in the thread this runtime belongs to."""
@@ -79,6 +93,19 @@ class Runtime:
     def call_from_thread(self, function: Callable[..., object], *args: object) -> None:
         """Run `function(*args)` in this runtime's hub, from any thread. It may not block or raise."""
         self.hub.loop.run_callback_threadsafe(function, *args)
+
+    def greenlet_given_back(self) -> None:
+        """A connection was parked. Once many were, the C library, which keeps what they gave back, is asked for it."""
+        self._given_back += 1
+        if self._given_back == TRIM_AFTER:
+            self._trim_timer = self.hub.loop.timer(1.0, ref=False)
+            self._trim_timer.start(self._trim_heap)
+
+    def _trim_heap(self) -> None:
+        self._trim_timer.close()
+        self._trim_timer = None
+        self._given_back = 0
+        trim_heap()
 
     def may_ping(self, now: float) -> bool:
         """Grant at most PINGS_PER_TICK keepalive pings at the same `now`."""

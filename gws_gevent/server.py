@@ -18,7 +18,7 @@ from gevent.event import Event
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import GwsError
 from gws_gevent.frames import CloseCode
-from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import Response
 from gws_gevent.http_head import Request
 from gws_gevent.opening import ServerService
@@ -49,6 +49,7 @@ class Server:
 
     Raises:
         TypeError: an argument of another kind; no handler and no on_request, or both.
+        ValueError: `park_after` with a function.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Server:
             raise TypeError(f"on_request is a function that takes a Request, not {on_request!r}")
         self.options = options_or_default(options, ServerOptions)
         self._handler = as_handler(handler) if handler is not None else None
+        if self._handler is not None:
+            refuse_parking(self._handler, self.options)
         self._on_request = on_request
         self._listeners: list[Listener] = []
         self._service: ServerService | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError
-from gws_gevent.handler import EventHandler, as_handler
+from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.opening import ServerService
 from gws_gevent.options import ServerOptions, options_or_default
 from gws_gevent.transports.base import Stream
@@ -24,7 +24,9 @@ class Upgrader:
     """Does the server's opening handshake on a stream. See Server for the arguments."""
 
     def __init__(self, handler: EventHandler | Callable[[Connection], object], options: ServerOptions | None = None) -> None:
-        self._service = ServerService(as_handler(handler), options_or_default(options, ServerOptions), None, self._remember)
+        handler, options = as_handler(handler), options_or_default(options, ServerOptions)
+        refuse_parking(handler, options)
+        self._service = ServerService(handler, options, None, self._remember)
         self._failed: dict[Stream | None, Exception] = {}
 
     def upgrade_stream(self, stream: Stream) -> Connection:

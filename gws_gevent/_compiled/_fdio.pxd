@@ -4,6 +4,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cpdef double monotonic() noexcept
 cpdef unsigned long thread_id() noexcept
+cpdef trim_heap()
 
 cdef struct Slot:
     void *stream

@@ -126,6 +126,13 @@ cdef extern from *:
         return value;
     }
 
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static inline void gws_trim_heap(void) { malloc_trim(0); }
+    #else
+    static inline void gws_trim_heap(void) {}
+    #endif
+
     static double gws_monotonic(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -171,6 +178,7 @@ cdef extern from *:
     int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) noexcept
     object gws_caught()
     double gws_monotonic() noexcept nogil
+    void gws_trim_heap() noexcept nogil
     int gws_accept(int fd, unsigned char *address, uint16_t *port) noexcept nogil
     void gws_reset_on_close(int fd) noexcept nogil
     int gws_epoll(int epoll, int what, int fd, uint32_t events, uint64_t data) noexcept nogil
@@ -209,7 +217,7 @@ cdef extern from *:
         AF_INET6
     size_t EVENT_SIZE "sizeof(struct epoll_event)"
 
-__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id"]
+__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id", "trim_heap"]
 
 gws_import_greenlet()
 gws_trims = GWS_CAN_TRIM and os.environ.get("GWS_GEVENT_TRIM", "1") != "0"
@@ -251,6 +259,10 @@ os.register_at_fork(after_in_child=_forked)
 
 cpdef double monotonic() noexcept:
     return gws_monotonic()
+
+
+cpdef trim_heap():
+    gws_trim_heap()
 
 
 cpdef unsigned long thread_id() noexcept:

@@ -11,6 +11,7 @@ cdef object OPEN
 cdef object TEXT
 cdef object BINARY
 cdef double TURN
+cdef double YIELD
 cdef double WAITED
 cdef int LOOK_UP
 cdef int READY
