@@ -15,7 +15,7 @@ import gevent
 import gevent.socket
 import gevent.ssl
 import pytest
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 
 from gws_gevent import _tls_stream
 from gws_gevent._accel import build_of
@@ -437,6 +437,119 @@ def test_bytes_that_were_read_before_the_handshake(certificates: Certificates, f
             wrapped.sendall(b"hello")
             assert got.get(timeout=5) == b"hello"
     listener.close()
+
+
+# --- One pair of BIOs for all
+
+
+def test_what_one_stream_leaves_unread_is_not_in_anothers_way(tls_pair: Any) -> None:
+    pairs = [tls_pair(), tls_pair(ssl.TLSVersion.TLSv1_2)]
+    sent = [os.urandom(60_000) for _ in pairs]
+    received = [bytearray(), bytearray()]
+    buffer = bytearray(700)  # records have 16 KiB: of each read most stays behind, decrypted or not
+    for (ours, theirs), data in zip(pairs, sent, strict=True):
+        sender = gevent.spawn(theirs.send_all, data)
+        sender.get(timeout=5)
+        assert ours is not theirs
+    while min(map(len, received)) < 60_000:
+        for (ours, theirs), got in zip(pairs, received, strict=True):
+            count = ours.recv_into(buffer)
+            got += buffer[:count]
+            ours.send_all(b"x")
+            assert receive(theirs, 1) == b"x"
+    assert received == sent
+
+
+def test_a_callback_that_switches_harms_no_other_handshake(certificates: Certificates, files: TlsFiles) -> None:
+    context = server_context(files)
+    waiting: list[str | None] = []
+    all_wait = Event()
+
+    def look_up(_tls: Any, name: str | None, _context: Any) -> None:
+        waiting.append(name)
+        if len(waiting) == 5:
+            all_wait.set()
+        assert all_wait.wait(5)
+
+    context.sni_callback = look_up
+    listener: Any = registry.listen("tls://127.0.0.1:0", ListenSettings(ssl_context=context))
+
+    def echo(stream: Any) -> None:
+        stream.handshake()
+        stream.send_all(receive(stream, 5))
+        stream.close()
+
+    def talk(number: int) -> bytes:
+        settings = DialSettings(ssl_context=client_context(certificates.ca), server_name="localhost")
+        stream: Any = registry.dialer(listener.address, settings).dial()
+        stream.send_all(b"%05d" % number)
+        answer = receive(stream, 5)
+        stream.close()
+        return answer
+
+    listener.start(echo)
+    talks = [gevent.spawn(talk, number) for number in range(5)]
+    assert [one.get(timeout=5) for one in talks] == [b"%05d" % number for number in range(5)]
+    listener.close()
+
+
+def test_a_call_in_the_middle_of_another_leaves_its_bytes_alone(tls_pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "TlsStream", _tls_stream.TlsStream)  # the plain build can be looked into
+    monkeypatch.setattr(current(), "tls_buffers", None)
+    ours, theirs = tls_pair()
+    buffers = current().tls_buffers
+    assert not buffers.busy
+    buffers.busy = True  # as a finalizer or a signal handler would find it
+    buffers.incoming.write(b"received by another")
+    buffers.outgoing.write(b"made by another")
+    ours.send_all(b"hello")
+    assert receive(theirs, 5) == b"hello"
+    theirs.close()
+    assert ours.recv_into(bytearray(1)) == 0
+    assert buffers.busy
+    assert buffers.incoming.read() == b"received by another"
+    assert buffers.outgoing.read() == b"made by another"
+    buffers.busy = False
+
+
+def test_a_handshake_waits_for_a_call_under_way(
+    half_open: Any, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "TlsStream", _tls_stream.TlsStream)
+    monkeypatch.setattr(current(), "tls_buffers", None)
+    client, _, shaking = half_open()
+    current().tls_buffers.busy = True
+    ours = gevent.spawn(as_tls_client, client, certificates)
+    gevent.sleep(3 * _tls_stream.RETRY_DELAY)
+    assert not shaking.dead
+    assert current().tls_buffers.incoming.pending == 0
+    current().tls_buffers.busy = False
+    assert shaking.get(timeout=5) is None
+    ours.get(timeout=5).close()
+
+
+@pytest.mark.parametrize(
+    "sizes", [(4, 100), (10, 16_380), (4, 16_384), (10, 65_000), (10, 65_526), (10, 200_000), (5, 5, 40_000), (0, 9)]
+)
+def test_parts_arrive_as_one_text(sizes: tuple[int, ...], tls_pair: Any) -> None:
+    ours, theirs = tls_pair()
+    parts = [os.urandom(size) for size in sizes]
+    whole = b"".join(parts)
+    reader = gevent.spawn(receive, theirs, len(whole))
+    taken = ours.try_send_parts([memoryview(part) for part in parts])
+    ours.send_all(whole[taken:])
+    assert reader.get(timeout=5) == whole
+
+
+def test_parts_wait_while_records_do(tls_pair: Any) -> None:
+    ours, theirs = tls_pair()
+    taken = choke(ours)
+    for sizes in ((4, 100), (4, 40_000), (4, 100_000)):
+        assert ours.try_send_parts([bytes(size) for size in sizes]) == 0
+    ours.close()
+    assert len(receive(theirs, taken + 1)) == taken
+    with pytest.raises(StreamClosed):
+        ours.try_send_parts([b"head", bytes(40_000)])
 
 
 # --- Ends
