@@ -159,10 +159,7 @@ class Outgoing(Timed):
         while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
-        writer = self._open_writer()
-        self._check_room(writer, len(frame.frame))
-        writer.append_frame(frame.frame)
-        self._flush(writer)
+        self._write_whole_frame(frame.frame)
 
     def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE) -> None:
         """Write what a binary file holds as one message in fragments, with no more than two of them in memory."""
@@ -245,7 +242,7 @@ class Outgoing(Timed):
 
     def _write_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         self._check_open()
-        if self._writer is None and self._batch is None and self._socket is self.stream and not self._service.is_client:
+        if self._may_send_directly() and not self._service.is_client and self._streamed is None:
             self._send_frame(opcode, payload, fin)
             return
         writer = self._open_writer()
@@ -254,6 +251,29 @@ class Outgoing(Timed):
         if self._streamed is not None and opcode < CLOSE_OPCODE:
             # Before anything waits, or is interrupted: from here on the message has to be ended.
             self._streamed.unfinished = not fin
+        self._flush(writer)
+
+    def _may_send_directly(self) -> bool:
+        """Nothing is queued, nothing follows at once, and the stream is a socket."""
+        return self._writer is None and self._batch is None and self._socket is self.stream
+
+    def _write_whole_frame(self, frame: bytes) -> None:
+        """Write a frame that is encoded already, without copying it where it can go out as it is."""
+        if self._may_send_directly():
+            try:
+                sent = self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
+            except TransportError as error:
+                self.output_failed(error)
+                raise ConnectionClosed(self._info_so_far()) from None
+            if sent < len(frame):
+                writer = self._open_writer()
+                writer.append_frame(frame)
+                writer.sent_already(sent)
+                self._wait_below_high_water(writer)
+            return
+        writer = self._open_writer()
+        self._check_room(writer, len(frame))
+        writer.append_frame(frame)
         self._flush(writer)
 
     def _send_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +13,6 @@ import pytest
 from gevent.event import Event
 
 from gws_gevent import (
-    ACCELERATED,
     Client,
     ClientOptions,
     Close,
@@ -26,11 +26,13 @@ from gws_gevent import (
     TransportError,
     Upgrader,
     WriteQueueFull,
+    connect,
 )
+from gws_gevent._accel import build_of
 from gws_gevent.frames import frame_header
 from gws_gevent.transports.base import Stream
 from gws_gevent.transports.memory import memory_pair
-from tests.pairs import CountingStream, EchoHandler, Pair, Recorder, paired
+from tests.pairs import CountingStream, EchoHandler, Pair, Recorder, paired, serving, url_of
 from tests.support import wait_until
 
 TEXT, BINARY = Opcode.TEXT, Opcode.BINARY
@@ -600,13 +602,23 @@ def test_a_slow_reader_blocks_the_writer_and_nobody_else() -> None:
         assert pair.server.buffered_amount == 0
 
 
-@pytest.mark.skipif(ACCELERATED, reason="the compiled class hides its attributes")
-def test_an_idle_connection_has_no_writer() -> None:
-    with paired(EchoHandler()) as pair:
-        pair.client.send("hello")
-        pair.client.receive(timeout=5)
-        wait_until(lambda: pair.server._writer is None)
-        assert pair.client._writer is None
+def test_idle_connections_share_their_writers() -> None:
+    writer = build_of("writer").Writer
+    gc.collect()
+    before = sum(isinstance(one, writer) for one in gc.get_objects())
+    with serving(EchoHandler()) as server:
+        # Large enough to be cut, so that a Writer is needed, and one connection after the other.
+        clients = [connect(url_of(server), options=ClientOptions(ping_interval=None)) for _ in range(20)]
+        for client in clients:
+            client.send(b"x" * 500_000)
+            assert len(client.receive(timeout=5)) == 500_000
+        wait_until(lambda: all(conn.buffered_amount == 0 for conn in server.connections))
+        gevent.sleep(0)
+        gc.collect()
+        # The server has one for all; each client belongs to a service of its own.
+        assert sum(isinstance(one, writer) for one in gc.get_objects()) - before <= 1 + len(clients)
+        for client in clients:
+            client.close()
 
 
 def test_a_writer_that_waits_learns_of_the_end() -> None:
@@ -814,3 +826,29 @@ def test_a_stream_without_try_send() -> None:
     serving.join(5)
     assert handler.infos[0].received == Close(4000, "")
     assert handler.infos[0].clean
+
+
+def test_fragments_over_tcp() -> None:
+    def stream(conn: Any) -> None:
+        conn.write_stream(Opcode.TEXT, ["one ", "two ", "three"])
+        conn.write_stream(Opcode.BINARY, [b"4", b"5"])
+
+    with serving(stream) as server, connect(url_of(server)) as conn:
+        assert list(conn) == ["one two three", b"45"]
+
+
+def test_a_prepared_message_larger_than_the_kernel_takes_over_tcp() -> None:
+    prepared = PreparedMessage(Opcode.BINARY, bytes(range(256)) * 40_000)
+
+    def write(conn: Any) -> None:
+        for _ in range(3):
+            conn.write_prepared(prepared)
+        conn.write_message(Opcode.BINARY, prepared.payload)
+        conn.write_text("after it")
+
+    with serving(write, ServerOptions(write_max_payload_size=2**24)) as server:
+        with connect(url_of(server), options=ClientOptions(read_max_payload_size=2**24)) as conn:
+            received = list(conn)
+    assert [len(one) for one in received] == [10_240_000] * 4 + [8]
+    assert all(one == prepared.payload for one in received[:4])
+    assert received[4] == "after it"

@@ -29,6 +29,9 @@ cdef class Outgoing(Timed):
     cpdef write_message(self, opcode, data)
     @cython.locals(writer=Writer)
     cdef _write_frame(self, int opcode, payload, bint fin)
+    cdef bint _may_send_directly(self) except -1
+    @cython.locals(sent=Py_ssize_t, writer=Writer)
+    cdef _write_whole_frame(self, bytes frame)
     @cython.locals(sent=Py_ssize_t, writer=Writer)
     cdef _send_frame(self, int opcode, payload, bint fin)
     cdef _wait_below_high_water(self, Writer writer)
