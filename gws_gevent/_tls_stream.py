@@ -133,8 +133,7 @@ class TlsStream:
     def _borrow(self) -> Any:
         """Put what was held back into the BIOs, and what somebody's interrupted call has there aside; return that."""
         buffers = self._buffers
-        aside = (buffers.incoming.read(), buffers.outgoing.read()) if buffers.busy else None
-        buffers.busy = True
+        aside = self._set_aside()
         if self._held is not None:
             held, self._held = self._held, None
             buffers.incoming.write(held)
@@ -146,12 +145,23 @@ class TlsStream:
         if buffers.incoming.pending:
             self._held = buffers.incoming.read()
         records = buffers.outgoing.read() if buffers.outgoing.pending else None
+        self._put_back(aside)
+        return records
+
+    def _set_aside(self) -> Any:
+        """All that a write needs of `_borrow`: it reads nothing."""
+        buffers = self._buffers
+        aside = (buffers.incoming.read(), buffers.outgoing.read()) if buffers.busy else None
+        buffers.busy = True
+        return aside
+
+    def _put_back(self, aside: Any) -> None:
+        buffers = self._buffers
         if aside is None:
             buffers.busy = False
         else:
             buffers.incoming.write(aside[0])
             buffers.outgoing.write(aside[1])
-        return records
 
     # The handshake
 
@@ -369,7 +379,7 @@ class TlsStream:
     def _encrypt(self, pieces: tuple[type_of_data, ...]) -> int:
         """Make records of all of `pieces`, unless the peer renegotiates, and hand them over; return how many bytes are in them."""
         taken = 0
-        aside = self._borrow()
+        aside = self._set_aside()
         try:
             for piece in pieces:
                 size = len(piece)
@@ -386,9 +396,9 @@ class TlsStream:
         except ssl.SSLError as error:
             raise TransportError(f"send: TLS: {_reason(error)}") from error
         finally:
-            records = self._give_back(aside)
-        if records is not None:
-            self._push(records)
+            records = self._buffers.outgoing.read()
+            self._put_back(aside)
+        self._push(records)
         return taken
 
     def send_all(self, data: type_of_data) -> None:

@@ -40,6 +40,10 @@ cdef class TlsStream:
     cdef _borrow(self)
     @cython.locals(buffers=Buffers)
     cdef _give_back(self, aside)
+    @cython.locals(buffers=Buffers)
+    cdef _set_aside(self)
+    @cython.locals(buffers=Buffers)
+    cdef _put_back(self, aside)
     cdef bint _advance_handshake(self) except -1
     @cython.locals(buffers=Buffers, received=Py_ssize_t)
     cdef _fetch_for_handshake(self)
