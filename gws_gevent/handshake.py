@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -107,7 +108,7 @@ class Response:
 
 def accept_key(key: str) -> str:
     """Return the Sec-WebSocket-Accept that answers a Sec-WebSocket-Key (section 4.2.2)."""
-    return b64encode(sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()).decode()
+    return b2a_base64(sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest(), newline=False).decode()
 
 
 # Server side
@@ -118,12 +119,15 @@ def wants_websocket(request: Request) -> bool:
 
     Other protocols in Upgrade, such as h2c, are ignored (RFC 9110 section 7.8).
     """
-    headers = request.headers
-    return "upgrade" in headers and _lists(headers, "upgrade", "websocket") and _lists(headers, "connection", "upgrade")
+    return _lists(request.headers, "upgrade", "websocket") and _lists(request.headers, "connection", "upgrade")
 
 
 def _lists(headers: Headers, name: str, token: str) -> bool:
-    return token in [element.lower() for element in headers.elements(name)]
+    value = headers.get(name)
+    if value is None:
+        return False
+    # Nearly always the token stands alone; otherwise all lines count.
+    return value.lower() == token or token in [element.lower() for element in headers.elements(name)]
 
 
 def upgrade_required() -> Refusal:

@@ -39,10 +39,14 @@ _REQUEST_LINE = re.compile(rf"([{_TCHAR}]{{1,{MAX_METHOD}}}) ([\x21-\x7e]+) HTTP
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 _STATUS_START = b"HTTP/1."
 
+#: What nearly every client sends: the request line and the field lines of a GET. Possessive throughout: linear in any input.
+_PLAIN_GET = re.compile(r"GET (/[\x21\x22\x24-\x7e]*+) HTTP/1\.1\r\n")
+_FIELD_LINE = re.compile(rf"(?<=\n)([{_TCHAR}]++):[ \t]*+((?:[\x21-\x7e\x80-\xff]++|[ \t]++(?!\r))*+)[ \t]*+\r\n")
+
 _TOKEN = re.compile(rf"[{_TCHAR}]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 # A reg-name without the comma the grammar also allows: that is what two Host headers joined by a proxy look like.
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?")
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]++|%[0-9A-Fa-f]{2})++)(?::([0-9]{0,5}))?")
 _ABSOLUTE = re.compile(r"[A-Za-z]+://([^/?]*)(.*)")
 
 
@@ -249,6 +253,8 @@ class HeadReader:
 
     def _starts_well(self, buffer: bytearray, stop: int) -> bool:
         """Tell whether the first bytes can be a method and a space: a TLS ClientHello is refused on its first byte."""
+        if buffer.startswith(b"GET ", 0, stop):
+            return True
         match = _METHOD.match(buffer, 0, stop)
         end = match.end() if match is not None else 0
         return end >= stop or (end > 0 and buffer[end] == _SPACE)
@@ -306,6 +312,31 @@ def parse_request(head: bytes) -> Request:
     Raises:
         Refusal: 400 malformed, 405 a method nobody knows, 505 a version other than 1.0 and 1.1.
     """
+    request = _parse_plain_get(head) or _parse_any_request(head)
+    _check_host(request.headers, request.version)
+    _check_target(request.method, request.target)
+    return request
+
+
+def _parse_plain_get(head: bytes) -> Request | None:
+    """Parse the head of a GET whose parts are all unremarkable, in a third of the time; None for any other.
+
+    Nothing is refused here, and what is taken is exactly what httptools makes of it.
+    """
+    text = head.decode("latin-1")
+    line = _PLAIN_GET.match(text)
+    if line is None or not text.endswith("\r\n\r\n"):
+        return None
+    found = _FIELD_LINE.findall(text, line.end() - 1)
+    if len(found) != text.count("\n") - 2:  # a line that is none of a field, or a blank line too many
+        return None
+    headers = Headers(found)
+    if "content-length" in headers or "transfer-encoding" in headers:
+        return None
+    return Request("GET", line[1], headers)
+
+
+def _parse_any_request(head: bytes) -> Request:
     line = _REQUEST_LINE.match(head)
     # A second head behind the blank line must not add its lines to this one's.
     if line is None or head.find(_BLANK_LINE) != len(head) - 4:
@@ -324,10 +355,7 @@ def parse_request(head: bytes) -> Request:
         raise Refusal(400, "The request is malformed.\n") from None
     if not lines.complete:
         raise Refusal(400, "The request is malformed.\n")
-    headers = lines.headers()
-    _check_host(headers, version)
-    _check_target(method, target)
-    return Request(method, target, headers, version)
+    return Request(method, target, lines.headers(), version)
 
 
 def _check_host(headers: Headers, version: str) -> None:

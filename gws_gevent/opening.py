@@ -69,14 +69,17 @@ class ServerService(Service):
         self._handler = handler
         self._on_request = on_request
         self._on_error = on_error
-        self._trusted = TrustedProxies(options.trusted_proxies)
+        self._trusted = TrustedProxies(options.trusted_proxies) if options.trusted_proxies else None
         self._awaited: set[Connection] = set()
 
     def open(self, conn: Connection) -> EventHandler | None:
         try:
-            peer, received = self._read_proxy_header(conn.stream)
-            conn.stream.handshake(received)
-            return self._answer(conn, peer, b"" if conn.stream.info("carrier") is not None else received)
+            stream = conn.stream
+            peer, received = (None, b"") if self._trusted is None else self._read_proxy_header(stream, self._trusted)
+            stream.handshake(received)
+            if received and stream.info("carrier") is not None:
+                received = b""  # the handshake has taken it
+            return self._answer(conn, peer, received)
         except (TransportError, ProxyHeaderError) as error:
             self._on_error(conn.stream, error)
             return None
@@ -115,7 +118,7 @@ class ServerService(Service):
             # The peer has done its part in time. How long the program takes to decide is the program's affair.
             conn.allow(None)
             deciding = True
-            remote = client_address(request.headers, peer, self._trusted) if self._trusted else None
+            remote = client_address(request.headers, peer, self._trusted) if self._trusted is not None else None
             handler = self._route(request)
             if isinstance(handler, Response):
                 self._say(conn, http_response(handler, method=request.method))
@@ -149,10 +152,10 @@ class ServerService(Service):
             conn.write_close(CloseCode.GOING_AWAY)
         return handler
 
-    def _read_proxy_header(self, stream: Stream) -> tuple[Any, bytes]:
+    def _read_proxy_header(self, stream: Stream, trusted: TrustedProxies) -> tuple[Any, bytes]:
         """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""
         peer = stream.info("peername")
-        if not self._trusted or not self._trusted.trusts(peer):
+        if not trusted.trusts(peer):
             return peer, b""
         carrier = stream.info("carrier") or stream
         received = b""
@@ -187,9 +190,8 @@ class ServerService(Service):
             self._awaited.discard(conn)
 
     def _read(self, stream: Stream) -> bytes:
-        buffer = self.runtime.buffer
-        count = stream.recv_into(buffer)
-        return bytes(memoryview(buffer)[:count])
+        count = stream.recv_into(self.buffer)
+        return bytes(memoryview(self.buffer)[:count])
 
     def _is_full(self) -> bool:
         limit = self.options.max_connections
@@ -201,11 +203,12 @@ class ServerService(Service):
         return limit is not None and len(self.connections) >= 2 * limit + 100
 
     def _route(self, request: Request) -> EventHandler | Response:
-        answer: Any = self._handler
-        if self._on_request is not None:
-            answer = self._on_request(request)
-            if answer is None:
-                raise Refusal(404)
+        if self._on_request is None:
+            assert self._handler is not None
+            return self._handler
+        answer: Any = self._on_request(request)
+        if answer is None:
+            raise Refusal(404)
         if isinstance(answer, Refusal):
             raise answer
         if isinstance(answer, Response):

@@ -340,9 +340,37 @@ def test_a_parser_that_stops_early_is_not_believed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(http_head, "HttpRequestParser", Idle)
     monkeypatch.setattr(http_head, "HttpResponseParser", Idle)
     with pytest.raises(Refusal):
-        parse_request(HEAD)
+        parse_request(HEAD.replace(b"Accept: */*", b"Content-Length: 0"))
     with pytest.raises(HandshakeError):
         parse_response(b"HTTP/1.1 101 OK\r\n\r\n")
+
+
+#: Lines of a GET that a shorter parser could take for others than httptools does.
+LINES = st.tuples(
+    st.sampled_from(["Host", "Upgrade", "Connection", "X", "Expect", " X", "X ", "X Y", "", "x\ty", "\xe9"]),
+    st.sampled_from([":", ": ", ":\t ", " :", ""]),
+    st.sampled_from(["", "Upgrade", "close", "a b", " \t", "a:b", "\xff", "a\tb", "a,", "\x7f", "\0", "\r", "\n"]),
+    st.sampled_from(["", " ", " \t", "\r\n fold", "\r\n"]),
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(st.text("/?#*%:;@[]{}|^`\"'<>\\~ aZ0\xe9", max_size=6), st.lists(LINES, max_size=4))
+def test_a_plain_get_is_what_httptools_makes_of_it(target: str, lines: list[str]) -> None:
+    head = "\r\n".join([f"GET /{target} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+    plain = http_head._parse_plain_get(head)
+    if plain is not None:
+        assert plain == http_head._parse_any_request(head)
+
+
+@pytest.mark.parametrize(
+    "extra", [b"", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"A: b\r\n c\r\n", b"A b: c\r\n"]
+)
+def test_only_what_is_unremarkable_is_a_plain_get(extra: bytes) -> None:
+    head = HEAD[:-2] + extra + b"\r\n"
+    assert (http_head._parse_plain_get(head) is None) == bool(extra)
+    assert http_head._parse_plain_get(head + b"X: y\r\n\r\n") is None
+    assert http_head._parse_plain_get(head[:-1]) is None
 
 
 def test_http2_preface_as_it_is_sent() -> None:
