@@ -54,7 +54,7 @@ class SocketStream(PollableStream):
     """
 
     __slots__ = (
-        "_borrowed", "_closed", "_drained", "_hub", "_notify_watcher", "_on_readable", "_peer", "_read_watcher", "_reader",
+        "_borrowed", "_closed", "_drained", "_hub", "_notify_watcher", "_on_readable", "_peer", "_pid", "_read_watcher", "_reader",
         "_socket", "_write_watcher", "_writer",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class SocketStream(PollableStream):
         """Take over the descriptor of a connected stream socket that does not block."""
         self._socket = _socket.socket(family, _socket.SOCK_STREAM, 0, descriptor)
         self._hub = get_hub()
+        self._pid = os.getpid()
         self._peer: Any = None
         self._on_readable: ReadableWaiter | None = None
         self._reader: greenlet | None = None
@@ -143,6 +144,8 @@ class SocketStream(PollableStream):
         if getcurrent() is self._hub:
             # Refused before anything is sent: half a write could not be completed later.
             raise BlockingSwitchOutError("send_all may have to wait, and the hub cannot: use try_send there")
+        if get_hub() is not self._hub:
+            raise ConcurrentObjectUseError("this stream belongs to another thread")
         sent = self.try_send(data)
         if sent == len(data):
             return
@@ -165,8 +168,10 @@ class SocketStream(PollableStream):
             return
         self._closed = True
         try:
-            # First of all: the descriptor may live on in waiters, or as a copy in a child process.
-            self._socket.shutdown(_socket.SHUT_RDWR)
+            # First of all: the descriptor may live on in waiters, or as a copy in a child process. A forked child has only such
+            # a copy itself, and leaves the connection to its parent.
+            if self._pid == os.getpid():
+                self._socket.shutdown(_socket.SHUT_RDWR)
         except OSError:
             pass
         self._leave()
@@ -176,7 +181,8 @@ class SocketStream(PollableStream):
             return
         self._closed = True
         try:
-            self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET_ON_CLOSE)
+            if self._pid == os.getpid():
+                self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET_ON_CLOSE)
         except OSError:
             pass
         self._leave()

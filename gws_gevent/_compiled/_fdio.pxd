@@ -31,6 +31,7 @@ cdef class Poller:
     cdef int watch(self, SocketStream stream) except -1
     cdef void remove(self, SocketStream stream) noexcept
     cpdef drain(self)
+    cdef _report(self, error)
 
 
 # Without a header of the garbage collector: a stream is in a cycle only while a greenlet waits on it.
@@ -53,7 +54,8 @@ cdef class SocketStream:
     cpdef Py_ssize_t try_send(self, data) except -1
     cdef Py_ssize_t receive(self, char *to, Py_ssize_t size) except -2
     cdef Py_ssize_t send(self, const char *data, Py_ssize_t size) except -1
-    cdef int on_event(self, uint32_t events) except -1
+    cdef int on_input(self, uint32_t events) except -1
+    cdef int on_room(self) except -1
     cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1
     cdef Py_ssize_t _send_message(self, void *message) except -1
     cpdef wait(self, bint reading)

@@ -366,7 +366,7 @@ cdef class Poller:
         """In the hub: switch into whoever waits for what has become ready."""
         cdef int at
         cdef uint64_t data
-        cdef uint32_t slot
+        cdef uint32_t slot, bits
         cdef SocketStream stream
         cdef double until = 0
         if self._forks != forks:
@@ -384,17 +384,28 @@ cdef class Poller:
             if self._slots[slot].stream != NULL and self._slots[slot].generation == data >> 32:
                 # A reference of our own: whoever wakes up may drop the last one.
                 stream = <SocketStream>self._slots[slot].stream
-                try:
-                    stream.on_event(gws_event_bits(self._events, at))
-                except BaseException as error:
-                    # Nothing may escape: it would end the hub's callback, and the events behind it would be lost.
-                    self.hub.handle_error(None, type(error), error, error.__traceback__)
+                bits = gws_event_bits(self._events, at)
+                if bits & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                    try:
+                        stream.on_input(bits)
+                    except BaseException as error:
+                        self._report(error)
+                if bits & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+                    try:
+                        stream.on_room()
+                    except BaseException as error:
+                        self._report(error)
             if self._at & 31 == 0:
                 if until == 0:
                     until = gws_monotonic() + MAX_DRAIN
                 elif gws_monotonic() > until and self._at < self._count:
                     self.hub.loop.run_callback(self.drain)
                     return
+
+
+    cdef _report(self, error):
+        # Nothing may escape from a raw greenlet: it would end the hub's callback, and the events behind it would be lost.
+        self.hub.handle_error(None, type(error), error, error.__traceback__)
 
 
 cdef uint32_t _events_of(SocketStream stream) noexcept:
@@ -626,6 +637,8 @@ cdef class SocketStream:
         if gws_getcurrent() is self._poller.hub:
             # Refused before anything is sent: half a write could not be completed later.
             raise BlockingSwitchOutError("send_all may have to wait, and the hub cannot: use try_send there")
+        if PyThread_get_thread_ident() != self._poller._thread:
+            raise ConcurrentObjectUseError("this stream belongs to another thread")
         cdef Py_ssize_t sent = self.try_send(data), size
         with memoryview(data) as view:
             size = view.nbytes
@@ -658,15 +671,18 @@ cdef class SocketStream:
         if self._flags & CLOSED:
             return
         self._flags |= CLOSED
-        # First of all: the descriptor may live on in waiters, or as a copy in a child process.
-        c_shutdown(self._fd, SHUT_RDWR)
+        # First of all: the descriptor may live on in waiters, or as a copy in a child process. A forked child has only such a
+        # copy itself, and leaves the connection to its parent.
+        if self._poller._forks == forks:
+            c_shutdown(self._fd, SHUT_RDWR)
         self._leave()
 
     def abort(self):
         if self._flags & CLOSED:
             return
         self._flags |= CLOSED
-        gws_reset_on_close(self._fd)
+        if self._poller._forks == forks:
+            gws_reset_on_close(self._fd)
         self._leave()
 
     cdef int _leave(self) except -1:
@@ -731,23 +747,29 @@ cdef class SocketStream:
 
     # Waiting
 
-    cdef int on_event(self, uint32_t events) except -1:
-        """In the hub: an edge has come."""
-        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self._flags |= READABLE | ENDING if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) else READABLE
-            if self._flags & PARKED:
-                self._flags &= ~PARKED
-                waiter, self._reader = self._reader, None
-                waiter.on_readable()
-            elif self._reader is not None:
-                self._flags |= READER_WOKEN
-                gws_switch(self._reader)
-        if events & (EPOLLOUT | EPOLLHUP | EPOLLERR) and self._flags & (WATCHES_OUT | CLOSED) == WATCHES_OUT:
+    cdef int on_input(self, uint32_t events) except -1:
+        """In the hub: the edge of input, of the end, or of an error."""
+        self._flags |= READABLE | ENDING if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) else READABLE
+        if self._flags & PARKED:
+            self._flags &= ~PARKED
+            waiter, self._reader = self._reader, None
+            waiter.on_readable()
+        elif self._reader is not None:
+            self._flags |= READER_WOKEN
+            gws_switch(self._reader)
+        return 0
+
+    cdef int on_room(self) except -1:
+        """In the hub: the edge of room to send, or of an error."""
+        if self._flags & (WATCHES_OUT | CLOSED) != WATCHES_OUT:
+            return 0
+        callback, self._on_writable = self._on_writable, None
+        try:
             if self._writer is not None:
                 self._flags |= WRITER_WOKEN
                 gws_switch(self._writer)
-            if self._on_writable is not None:
-                callback, self._on_writable = self._on_writable, None
+        finally:
+            if callback is not None:
                 callback()
             if self._writer is None and self._on_writable is None and self._flags & (WATCHES_OUT | CLOSED) == WATCHES_OUT:
                 self._flags &= ~WATCHES_OUT
@@ -778,6 +800,8 @@ cdef class SocketStream:
             return BlockingSwitchOutError("this stream would have to wait, and the hub cannot")
         if PyThread_get_thread_ident() != self._poller._thread:
             return ConcurrentObjectUseError("this stream belongs to another thread")
+        if self._poller._forks != forks:
+            return ConcurrentObjectUseError("this stream belongs to the process that this one was forked from")
         try:
             if not reading:
                 self._flags |= WATCHES_OUT
