@@ -499,6 +499,37 @@ def test_a_stream_that_a_forked_child_inherited_works_or_is_refused_and_stays_th
     assert result["verdict"] in (9, "ConcurrentObjectUseError")
 
 
+CHILD_THAT_ASKS = """
+one, two = (SocketStream.adopt(sock) for sock in socket.socketpair())
+inode = os.fstat(one.fileno()).st_ino
+
+class Waiter:
+    def on_readable(self):
+        pass
+
+def child():
+    try:
+        ASK
+        return "taken"
+    except Exception as error:
+        return type(error).__name__
+
+verdict, end = fork_and_run(child)
+print(json.dumps({"verdict": verdict, "shared": inode in registered()}))
+end()
+one.close(), two.close()
+"""
+
+
+@pytest.mark.slow
+@BUILDS
+@pytest.mark.parametrize("ask", ["one.call_when_writable(int)", "one.call_when_readable(Waiter())"])
+def test_a_callback_that_a_forked_child_asks_for_is_unknown_to_its_parent(build: str, ask: str) -> None:
+    result = in_program(build, PROLOGUE + CHILD_THAT_ASKS.replace("ASK", ask))
+    assert result["shared"] is False
+    assert result["verdict"] == ("ConcurrentObjectUseError" if build == "compiled" else "taken")
+
+
 SERVED_BY_BOTH = """
 server = Server(Echo())
 server.start("127.0.0.1:0")
@@ -886,6 +917,26 @@ def test_a_callback_and_a_writer_at_the_same_time(build: str, kind: str, size: i
         assert writer.successful()
         wait_until(lambda: called, what="the callback")
         assert called == [True]
+
+
+@BUILDS
+@KINDS
+def test_a_callback_is_forgotten_when_the_writer_in_front_of_it_closes(build: str, kind: str) -> None:
+    def write(stream: Any) -> None:
+        stream.wait_writable()
+        stream.abort()
+
+    with pair(build, kind) as (ours, theirs):
+        called: list[bool] = []
+        while ours.try_send(b"x" * 65536):
+            pass
+        writer = waiting(write, ours)
+        ours.call_when_writable(lambda: called.append(ours.fileno() >= 0))
+        take_what_is_there(theirs)
+        writer.join(timeout=5)
+        assert writer.dead
+        some_turns_of_the_loop()
+        assert False not in called
 
 
 def take(sock: socket.socket, count: int, sizes: Callable[[], int] = lambda: 65536) -> bytes:
