@@ -335,10 +335,12 @@ cdef class Poller:
 
     cdef int watch(self, SocketStream stream) except -1:
         """Register a stream, or tell the kernel what it waits for by now; what is ready already is reported anew."""
+        if self._forks != forks:
+            raise ConcurrentObjectUseError("this stream belongs to the process that this one was forked from")
         if not stream._flags & REGISTERED:
             return self.add(stream)
         cdef uint64_t data = <uint64_t>self._slots[stream._slot].generation << 32 | stream._slot
-        if self._forks == forks and gws_epoll(self._epoll, EPOLL_CTL_MOD, stream._fd, _events_of(stream), data) < 0:
+        if gws_epoll(self._epoll, EPOLL_CTL_MOD, stream._fd, _events_of(stream), data) < 0:
             raise as_transport_error(OSError(errno, os.strerror(errno)), "wait")
         return 0
 
@@ -763,12 +765,12 @@ cdef class SocketStream:
         """In the hub: the edge of room to send, or of an error."""
         if self._flags & (WATCHES_OUT | CLOSED) != WATCHES_OUT:
             return 0
-        callback, self._on_writable = self._on_writable, None
         try:
             if self._writer is not None:
                 self._flags |= WRITER_WOKEN
                 gws_switch(self._writer)
         finally:
+            callback, self._on_writable = self._on_writable, None
             if callback is not None:
                 callback()
             if self._writer is None and self._on_writable is None and self._flags & (WATCHES_OUT | CLOSED) == WATCHES_OUT:
@@ -800,12 +802,10 @@ cdef class SocketStream:
             return BlockingSwitchOutError("this stream would have to wait, and the hub cannot")
         if PyThread_get_thread_ident() != self._poller._thread:
             return ConcurrentObjectUseError("this stream belongs to another thread")
-        if self._poller._forks != forks:
-            return ConcurrentObjectUseError("this stream belongs to the process that this one was forked from")
         try:
             if not reading:
                 self._flags |= WATCHES_OUT
-            if not reading or not self._flags & REGISTERED:
+            if not reading or not self._flags & REGISTERED or self._poller._forks != forks:
                 self._poller.watch(self)
         except Exception as error:
             return error
