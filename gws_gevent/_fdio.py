@@ -25,7 +25,7 @@ from gws_gevent.frames import frame_header
 from gws_gevent.transports.base import PollableStream, ReadableWaiter, as_transport_error, type_of_data
 from gws_gevent.transports.borrowed import BorrowedSocket
 
-__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id", "trim_heap"]
+__all__ = ["TRIMS", "SocketStream", "accept", "borrow_data_stack", "lend_data_stack", "monotonic", "thread_id", "trim_heap"]
 
 #: Whether the data stack of a waiting greenlet is given back: a Python frame waits here, and needs it.
 TRIMS = False
@@ -41,6 +41,14 @@ SMALL_FRAME = 2048
 #: Buffers that one sendmsg takes (POSIX guarantees 16).
 _MAX_PARTS = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names else 16
 _CAN_SEND_PARTS = hasattr(_socket.socket, "sendmsg")
+
+
+def borrow_data_stack() -> None:
+    """At the start of a greenlet: take a chunk for Python frames off the shelf, where a system call would get one otherwise."""
+
+
+def lend_data_stack() -> None:
+    """At its end: put that chunk back on the shelf, if no Python frame is alive."""
 
 
 def trim_heap() -> None:

@@ -22,6 +22,7 @@ from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, State, Step
 from gws_gevent.handler import FunctionHandler
 
+from ._fdio import borrow_data_stack, lend_data_stack
 from .incoming import Incoming
 from .protocol import next_state
 from .service import Service
@@ -123,13 +124,16 @@ class Connection(Incoming):
 
         Nothing escapes: above is only the hub. Nothing but this function's frame is alive while it waits.
         """
+        borrow_data_stack()
         self._greenlet = getcurrent()
         if self._begin():
             self._watch_idleness()
             while self._turn():
                 if not self._wait():
+                    lend_data_stack()
                     return
         self._finish()
+        lend_data_stack()
 
     def __call__(self) -> None:
         """`run`: a greenlet of the connection keeps what it calls, and the connection lives anyway, unlike a bound method."""

@@ -22,7 +22,7 @@ from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
 from gws_gevent.transports.base import PollableStream
 
-from ._fdio import SocketStream, monotonic
+from ._fdio import SocketStream, borrow_data_stack, lend_data_stack, monotonic
 from .deadlines import Deadlines
 from .messages import Message
 from .service import Service
@@ -223,12 +223,15 @@ class Incoming(Deadlines):
 
     def _go_on(self) -> None:
         """The loop of `run`, in the greenlet of a connection that was parked."""
+        borrow_data_stack()
         self._greenlet = getcurrent()
         self._watch_idleness()
         while self._turn():
             if not self._wait():
+                lend_data_stack()
                 return
         self._finish()
+        lend_data_stack()
 
     def _watch_idleness(self) -> None:
         """Park when nothing has come for `park_after` seconds, where the stream is one that can do without a greenlet."""

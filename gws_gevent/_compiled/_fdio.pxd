@@ -4,6 +4,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 cpdef double monotonic() noexcept
 cpdef unsigned long thread_id() noexcept
+cpdef borrow_data_stack()
+cpdef lend_data_stack()
 cpdef trim_heap()
 
 cdef struct Slot:

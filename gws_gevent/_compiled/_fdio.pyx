@@ -179,6 +179,8 @@ cdef extern from *:
     object gws_caught()
     double gws_monotonic() noexcept nogil
     void gws_trim_heap() noexcept nogil
+    void gws_lend() noexcept
+    void gws_borrow() noexcept
     int gws_accept(int fd, unsigned char *address, uint16_t *port) noexcept nogil
     void gws_reset_on_close(int fd) noexcept nogil
     int gws_epoll(int epoll, int what, int fd, uint32_t events, uint64_t data) noexcept nogil
@@ -217,7 +219,7 @@ cdef extern from *:
         AF_INET6
     size_t EVENT_SIZE "sizeof(struct epoll_event)"
 
-__all__ = ["TRIMS", "SocketStream", "accept", "monotonic", "thread_id", "trim_heap"]
+__all__ = ["TRIMS", "SocketStream", "accept", "borrow_data_stack", "lend_data_stack", "monotonic", "thread_id", "trim_heap"]
 
 gws_import_greenlet()
 gws_trims = GWS_CAN_TRIM and os.environ.get("GWS_GEVENT_TRIM", "1") != "0"
@@ -259,6 +261,14 @@ os.register_at_fork(after_in_child=_forked)
 
 cpdef double monotonic() noexcept:
     return gws_monotonic()
+
+
+cpdef borrow_data_stack():
+    gws_borrow()
+
+
+cpdef lend_data_stack():
+    gws_lend()
 
 
 cpdef trim_heap():

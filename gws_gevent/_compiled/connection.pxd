@@ -1,5 +1,6 @@
 cimport cython
 
+from ._fdio cimport borrow_data_stack, lend_data_stack
 from .incoming cimport Incoming
 from .service cimport Service
 from .writer cimport Writer

@@ -1,6 +1,6 @@
 cimport cython
 
-from ._fdio cimport SocketStream, monotonic
+from ._fdio cimport SocketStream, borrow_data_stack, lend_data_stack, monotonic
 from .deadlines cimport Deadlines
 from .messages cimport Message
 from .protocol cimport Protocol
