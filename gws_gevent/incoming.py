@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 __all__ = ["Incoming"]
 
 #: Seconds that connections may keep the loop without waiting, while others have input.
-TURN: Final = 0.0005
+TURN: Final = 0.0002
 #: Seconds of the sleep that gives way. Not 0: gevent runs fifty callbacks before it looks at anything else, and would
 #: have this one among them again and again; a timer that is due at once comes after everything that is ready.
 YIELD: Final = 0.000001
 #: Seconds from which a blocking read is known to have waited. Shorter ones count as work: at worst that gives way too often.
 WAITED: Final = 0.00005
 #: Messages handled between two looks at the clock.
-LOOK_UP: Final = 32
+LOOK_UP: Final = 16
 
 #: What `_fetch` found: messages, that there is nothing to read now, or that the connection has ended.
 READY: Final = 1
