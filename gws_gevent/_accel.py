@@ -20,12 +20,12 @@ __all__ = ["ACCELERATED", "build_of"]
 
 #: The modules that are built twice. All or none of them are used compiled.
 BUILT_TWICE: Final = (
-    "_masking", "_frame_parser", "messages", "protocol",
+    "_masking", "_frame_parser", "message", "partial_message", "protocol",
     "_fdio", "_tls_stream", "timers", "writer", "service", "outgoing", "deadlines", "incoming", "connection",
 )  # fmt: skip
 
 #: Those of them that import nothing above layer 2.
-LEAVES: Final = BUILT_TWICE[:4]
+LEAVES: Final = BUILT_TWICE[:5]
 
 
 def _compiled_is_usable() -> bool:

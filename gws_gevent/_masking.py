@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gws_gevent.frames import frame_header
 
-__all__ = ["append_frame", "append_unmasked", "unmask", "unmask_text"]
+__all__ = ["append_frame", "append_unmasked", "empty", "unmask", "unmask_text"]
 
 
 def _xor(data: bytes | bytearray, key: bytes) -> bytes:
@@ -45,3 +45,8 @@ def append_frame(out: bytearray, first_byte: int, payload: bytes | bytearray | m
     """Append a whole frame to `out`, masked if there is a key."""
     out += frame_header(first_byte, len(payload), masking_key)
     out += _xor(bytes(payload), masking_key) if masking_key else payload
+
+
+def empty(out: bytearray) -> None:
+    """Forget what a buffer of frames holds. The compiled twin keeps its memory for the next ones, unless that is much."""
+    out.clear()

@@ -13,10 +13,10 @@ from gws_gevent._accel import build_of
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
     from gws_gevent.frames import CloseInfo
-    from gws_gevent.messages import Message
+    from gws_gevent.message import Message
     from gws_gevent.options import ConnectionOptions
 else:
-    Message = build_of("messages").Message
+    Message = build_of("message").Message
 
 __all__ = ["EventHandler", "Message"]
 

@@ -24,7 +24,7 @@ from gws_gevent.transports.base import PollableStream
 
 from ._fdio import SocketStream, borrow_data_stack, lend_data_stack, monotonic
 from .deadlines import Deadlines
-from .messages import Message
+from .message import Message
 from .service import Service
 from .writer import Writer
 
@@ -42,13 +42,8 @@ TURN: Final = 0.0002
 YIELD: Final = 0.000001
 #: Seconds from which a blocking read is known to have waited. Shorter ones count as work: at worst that gives way too often.
 WAITED: Final = 0.00005
-#: Messages handled between two looks at the clock.
-LOOK_UP: Final = 16
-
-#: What `_fetch` found: messages, that there is nothing to read now, or that the connection has ended.
-READY: Final = 1
-WAIT: Final = 0
-ENDED: Final = -1
+#: Messages handled between two looks at the clock, less one: the low bits of their number that are all set then.
+LOOK_UP: Final = 15
 
 #: What `_receive` says besides a count of bytes.
 WOULD_BLOCK: Final = -1
@@ -107,12 +102,9 @@ class Incoming(Deadlines):
     def _work(self, handler: Any) -> bool:
         while True:
             message = self._take_message()
-            if message is not None:
-                self._handle(handler, message)
-                continue
-            found = self._fetch()
-            if found != READY:
-                return found == WAIT
+            if message is None:
+                return not self._ended
+            self._handle(handler, message)
 
     def _wait(self) -> bool:
         """Wait until there is something to read. False: parked instead, and the greenlet is to end."""
@@ -281,22 +273,18 @@ class Incoming(Deadlines):
         """The next message or control frame; None when the connection has ended."""
         while True:
             message = self._take_message()
-            if message is not None:
+            if message is not None or self._ended:
                 return message
-            found = self._fetch()
-            if found == ENDED:
-                return None
-            if found == WAIT:
-                self._wait_for_input()
+            self._wait_for_input()
 
     # Reading
 
     def _take_message(self) -> Message | None:
-        """The next message of the batch that was read last; None if there is none left."""
+        """The next message or control frame; None: nothing can be read without waiting, or the connection has ended."""
         batch = self._batch
         if batch is None:
-            return None
-        if self._batch_at % LOOK_UP == LOOK_UP - 1:
+            return self._fetch()
+        if self._batch_at & LOOK_UP == LOOK_UP:
             # Before a message is taken: an exception thrown in here must not lose it.
             self._give_way(monotonic())
         message = batch[self._batch_at]
@@ -306,35 +294,49 @@ class Incoming(Deadlines):
             self._batch = None
         return message
 
-    def _fetch(self) -> int:
-        """Read once, or take the next step of closing. Only closing, and a stream that is not pollable, make it wait."""
+    def _fetch(self) -> Message | None:
+        """`_take_message` where the last batch is handled: read. Only closing, and a stream that is not pollable, make it wait."""
+        protocol = self._protocol
+        while self._batch is None:
+            if not self._may_read():
+                return None
+            if protocol.partial is not None and protocol.has_more:
+                self._take(protocol.receive(b"", 0, 0), self._heard)
+                continue
+            count = self._receive()
+            if count <= 0:
+                if count != WOULD_BLOCK:
+                    self._end(count == FAILED)
+                return None
+            message = protocol.receive_whole(self._service.buffer, 0, count)
+            if message is not None:
+                return message
+            self._take(protocol.receive(self._service.buffer, 0, count), self._heard)
+        return self._take_message()
+
+    def _may_read(self) -> bool:
+        """Do what comes before a read: send what was held back, give way, take the next step of closing. False: nothing to read any more."""
         if self._ended:
-            return ENDED
+            return False
         writer = self._writer
         if writer is not None and writer.size and not writer.draining:
             self._flush_before_waiting(writer)
         if self._service.turn_began != 0.0:
             self._give_way(self._heard)
             if self._ended:
-                return ENDED
+                return False
         protocol = self._protocol
+        if protocol.failure is None and protocol.info is None:
+            return True
         if protocol.partial is not None and protocol.has_more:
-            self._take(protocol.receive(b"", 0, 0), self._heard)
-            return READY
+            return True
         if protocol.failure is not None:
             self._fail(protocol.failure.code, str(protocol.failure))
-            return ENDED
-        if protocol.info is not None and protocol.info.received is not None:
+            return False
+        if protocol.info.received is not None:
             self._finish_closing_handshake()
-            return ENDED
-        count = self._receive()
-        if count > 0:
-            self._take(protocol.receive(self._service.buffer, 0, count), self._heard)
-            return READY
-        if count == WOULD_BLOCK:
-            return WAIT
-        self._end(count == FAILED)
-        return ENDED
+            return False
+        return True
 
     def _receive(self) -> int:
         """Read into the shared buffer: bytes, 0 if the peer has finished, WOULD_BLOCK, or FAILED."""

@@ -26,7 +26,7 @@ from .writer import Writer
 
 if TYPE_CHECKING:
     from gws_gevent.frames import CloseInfo
-    from gws_gevent.messages import Message
+    from gws_gevent.message import Message
     from gws_gevent.transports.base import Stream
 
 __all__ = ["Outgoing"]

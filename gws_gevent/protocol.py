@@ -26,7 +26,8 @@ from gws_gevent.frames import (
 
 from ._frame_parser import FrameParser
 from ._masking import append_frame, unmask, unmask_text
-from .messages import Message, PartialMessage
+from .message import Message, new_message
+from .partial_message import PartialMessage
 
 if TYPE_CHECKING:
     from gws_gevent.options import ConnectionOptions
@@ -135,6 +136,22 @@ class Protocol:
             self.partial = None
         return messages
 
+    def receive_whole(self, data: bytes | bytearray, at: int, end: int) -> Message | None:
+        """Like `receive` where `data[at:end]` is one whole message in one frame; None, and nothing is taken, if it is anything else.
+
+        A short cut for the most usual case, which needs no list.
+        """
+        if self.partial is not None or self.info is not None or self.failure is not None or self.state is CLOSED:
+            return None
+        parser = self._rules.parser
+        try:
+            size = parser.read_header(data, at, end, False)
+            if size == 0 or parser.opcode >= 8 or not parser.fin or end - at - size != parser.length:
+                return None
+            return self._whole(parser.opcode, data, at + size, parser.length, at + size - 4 if parser.expect_masked else -1)
+        except ProtocolError:
+            return None  # `receive` meets it again and says so
+
     @property
     def has_more(self) -> bool:
         """True when a batch left complete frames behind."""
@@ -225,9 +242,9 @@ class Protocol:
 
     def _whole(self, opcode: int, data: bytes | bytearray, at: int, length: int, key_at: int) -> Message:
         if opcode == 2:
-            return Message(BINARY, unmask(data, at, length, key_at))
+            return new_message(BINARY, unmask(data, at, length, key_at))
         try:
-            return Message(TEXT, unmask_text(data, at, length, key_at, self._rules.utf8_errors))
+            return new_message(TEXT, unmask_text(data, at, length, key_at, self._rules.utf8_errors))
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
 
@@ -236,7 +253,7 @@ class Protocol:
             self._closing().received = self._parse_close(payload)
             self.state = next_state(self.state, Step.CLOSE_RECEIVED)
             self.partial = None
-        return Message(OPCODES[opcode], payload)
+        return new_message(OPCODES[opcode], payload)
 
     def _parse_close(self, payload: bytes) -> Close:
         if not payload:

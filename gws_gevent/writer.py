@@ -22,6 +22,7 @@ from greenlet import greenlet
 from gws_gevent.exceptions import TransportError
 
 from ._fdio import SocketStream
+from ._masking import empty
 
 __all__ = ["Writer"]
 
@@ -164,7 +165,7 @@ class Writer:
             return True
         self.size -= sent
         if self.size == 0:
-            self._tail.clear()
+            empty(self._tail)
             return True
         self._offset = sent
         self.progress = monotonic()

@@ -20,7 +20,7 @@ from tests.support import ROOT
 LAYERS = {
     **dict.fromkeys(("exceptions", "frames", "options", "_compiled"), 0),
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
-    **dict.fromkeys(("handshake", "http_head", "messages", "protocol", "proxy_headers", "urls"), 2),
+    **dict.fromkeys(("handshake", "http_head", "message", "partial_message", "protocol", "proxy_headers", "urls"), 2),
     **dict.fromkeys(("_fdio", "_tls_stream", "runtime", "timers", "transports"), 3),
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4

@@ -355,5 +355,5 @@ def test_a_close_info_in_words() -> None:
     ],
 )
 def test_the_repr_of_a_message_is_short(build: str, opcode: Opcode, data: str | bytes, expected: str) -> None:
-    messages = import_module("gws_gevent.messages") if build == "plain" else compiled("messages")
+    messages = import_module("gws_gevent.message") if build == "plain" else compiled("message")
     assert repr(messages.Message(opcode, data)) == expected

@@ -27,12 +27,14 @@ cdef class Poller:
     cdef void *_events
     cdef int _at
     cdef int _count
+    cdef bint _draining
 
     cdef int _grow(self) except -1
     cdef int add(self, SocketStream stream) except -1
     cdef int watch(self, SocketStream stream) except -1
     cdef void remove(self, SocketStream stream) noexcept
     cpdef drain(self)
+    cdef void *next_to_run(self) noexcept
     cdef _report(self, error)
 
 

@@ -100,16 +100,18 @@ cdef extern from *:
     static inline void gws_borrow(void) {}
     #endif
 
-    /* Wait in the hub until one of `bits` is in `*flags`; -1 if an exception was thrown in. Nothing of Python happens in between. */
-    __attribute__((noinline)) static int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) {
+    /* Wait until `bit` is in `*flags`, and let `next` run meanwhile: the hub, or whom the hub would have switched to; -1 if an
+     * exception was thrown in. Nothing of Python happens in between. */
+    __attribute__((noinline)) static int gws_wait_for(PyObject *next, PyObject *hub, uint16_t *flags, uint16_t bit) {
         gws_lend();
         while (!(*flags & bit)) {
-            PyObject *sent = gws_switch(hub);
+            PyObject *sent = gws_switch(next);
             if (!sent) {
                 gws_borrow();
                 return -1;
             }
             Py_DECREF(sent);
+            next = hub;
         }
         gws_borrow();
         return 0;
@@ -175,7 +177,7 @@ cdef extern from *:
     int gws_import_greenlet() except -1
     object gws_getcurrent()
     object gws_switch(object greenlet)
-    int gws_wait_for(PyObject *hub, uint16_t *flags, uint16_t bit) noexcept
+    int gws_wait_for(PyObject *next, PyObject *hub, uint16_t *flags, uint16_t bit) noexcept
     object gws_caught()
     double gws_monotonic() noexcept nogil
     void gws_trim_heap() noexcept nogil
@@ -414,6 +416,25 @@ cdef class Poller:
                     self.hub.loop.run_callback(self.drain)
                     return
 
+    cdef void *next_to_run(self) noexcept:
+        """Whom a greenlet that is about to wait switches to: the reader of the next event if that is all there is to it, else the hub.
+
+        Most events are input for a greenlet that waits for it. Going from one to the next saves half of the switches. Every 32nd
+        goes by the hub, which looks at the clock.
+        """
+        cdef uint64_t data
+        cdef Slot *slot
+        cdef SocketStream stream
+        if self._draining and self._at < self._count and self._at & 31 != 0 and gws_event_bits(self._events, self._at) == EPOLLIN:
+            data = gws_event_data(self._events, self._at)
+            slot = self._slots + <uint32_t>data
+            if slot.stream != NULL and slot.generation == data >> 32:
+                stream = <SocketStream>slot.stream
+                if stream._reader is not None and not stream._flags & PARKED:
+                    self._at += 1
+                    stream._flags |= READABLE | READER_WOKEN
+                    return <void *>stream._reader
+        return <void *>self.hub
 
     cdef _report(self, error):
         # Nothing may escape from a raw greenlet: it would end the hub's callback, and the events behind it would be lost.
@@ -577,6 +598,7 @@ cdef class SocketStream:
             PyErr_CheckSignals()
 
     cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1:
+        # Returns what is left, as nobody else knows how long the header is.
         cdef unsigned char head[SMALL_FRAME]
         cdef Py_buffer view
         cdef iovec vectors[2]
@@ -768,7 +790,11 @@ cdef class SocketStream:
             waiter.on_readable()
         elif self._reader is not None:
             self._flags |= READER_WOKEN
-            gws_switch(self._reader)
+            self._poller._draining = True
+            try:
+                gws_switch(self._reader)
+            finally:
+                self._poller._draining = False
         return 0
 
     cdef int on_room(self) except -1:
@@ -796,7 +822,8 @@ cdef class SocketStream:
         error = self._begin_to_wait(reading)
         if error is not None:
             return error
-        failed = gws_wait_for(<PyObject *>self._poller.hub, &self._flags, READER_WOKEN if reading else WRITER_WOKEN)
+        failed = gws_wait_for(<PyObject *>self._poller.next_to_run(), <PyObject *>self._poller.hub, &self._flags,
+                              READER_WOKEN if reading else WRITER_WOKEN)
         return self._end_of_wait(reading, failed)
 
     cdef object _begin_to_wait(self, bint reading):

@@ -7,8 +7,9 @@ memcpy, which is free of alignment rules and which the compiler turns into vecto
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.string cimport memcpy
 
 cdef extern from *:
     """
@@ -18,7 +19,9 @@ cdef extern from *:
     /* The masking key as it lies in memory, so that the XOR below needs no byte order. */
     static inline uint64_t gws_wide_key(const unsigned char *key, int phase) {
         unsigned char k[8];
-        for (int i = 0; i < 8; i++) k[i] = key[(i + phase) & 3];
+        memcpy(k, key + phase, 4 - phase);
+        memcpy(k + 4 - phase, key, phase);
+        memcpy(k + 4, k, 4);
         uint64_t wide;
         memcpy(&wide, k, 8);
         return wide;
@@ -52,10 +55,33 @@ cdef extern from *:
         }
         return !(seen & 0x8080808080808080ULL);
     }
+
+    /* bytearray gives memory back as soon as it holds less than half of what it has, and takes it again with the next frames: a buffer
+     * that is filled and emptied all day would spend its time on that. These two leave the memory with it. */
+    #define GWS_KEPT 16384
+    static int gws_set_size(PyObject *buffer, Py_ssize_t size) {
+    #if PY_VERSION_HEX < 0x030F0000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+        PyByteArrayObject *array = (PyByteArrayObject *)buffer;
+        if (array->ob_exports == 0 && array->ob_start == array->ob_bytes && size < array->ob_alloc) {
+            Py_SET_SIZE(array, size);
+            array->ob_start[size] = 0;
+            return 0;
+        }
+    #endif
+        return PyByteArray_Resize(buffer, size);
+    }
+    static int gws_empty(PyObject *buffer) {
+    #if PY_VERSION_HEX < 0x030F0000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+        if (((PyByteArrayObject *)buffer)->ob_alloc <= GWS_KEPT) return gws_set_size(buffer, 0);
+    #endif
+        return PyByteArray_Resize(buffer, 0);
+    }
     """
     ctypedef unsigned long long uint64_t
     uint64_t gws_wide_key(const unsigned char *key, int phase) nogil
     void gws_xor(unsigned char *to, const unsigned char *source, Py_ssize_t n, uint64_t wide) nogil
+    int gws_set_size(object buffer, Py_ssize_t size) except -1
+    int gws_empty(object buffer) except -1
     bint gws_xor_ascii(unsigned char *to, const unsigned char *source, Py_ssize_t n, uint64_t wide) nogil
 
 cdef extern from "Python.h":
@@ -99,27 +125,37 @@ cpdef int append_unmasked(bytearray target, const unsigned char *data, Py_ssize_
 
 cpdef int append_frame(bytearray out, int first_byte, payload, bytes masking_key) except -1:
     cdef Py_buffer view
-    cdef Py_ssize_t before = PyByteArray_GET_SIZE(out), length, head, i
-    cdef unsigned char *to
+    if PyBytes_CheckExact(payload):
+        return _append(out, first_byte, <const unsigned char *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), masking_key)
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
     try:
-        length = view.len
-        head = 2 if length < 126 else 4 if length < 65536 else 10
-        PyByteArray_Resize(out, before + head + len(masking_key) + length)
-        to = <unsigned char *>PyByteArray_AS_STRING(out) + before
-        to[0] = <unsigned char>first_byte
-        to[1] = 0x80 if masking_key else 0
-        if head == 2:
-            to[1] |= <unsigned char>length
-        else:
-            to[1] |= 126 if head == 4 else 127
-            for i in range(head - 2):
-                to[2 + i] = <unsigned char>((<uint64_t>length >> (8 * (head - 3 - i))) & 0xFF)
-        to += head
-        for i in range(len(masking_key)):
-            to[i] = (<const unsigned char *>PyBytes_AS_STRING(masking_key))[i]
-        to += len(masking_key)
-        gws_xor(to, <const unsigned char *>view.buf, length, gws_wide_key(to - 4, 0) if masking_key else 0)
+        return _append(out, first_byte, <const unsigned char *>view.buf, view.len, masking_key)
     finally:
         PyBuffer_Release(&view)
+
+
+cdef int _append(bytearray out, int first_byte, const unsigned char *payload, Py_ssize_t length, bytes masking_key) except -1:
+    cdef Py_ssize_t before = PyByteArray_GET_SIZE(out), key_size = PyBytes_GET_SIZE(masking_key), i
+    cdef Py_ssize_t head = 2 if length < 126 else 4 if length < 65536 else 10
+    cdef unsigned char *to
+    gws_set_size(out, before + head + key_size + length)
+    to = <unsigned char *>PyByteArray_AS_STRING(out) + before
+    to[0] = <unsigned char>first_byte
+    to[1] = 0x80 if key_size else 0
+    if head == 2:
+        to[1] |= <unsigned char>length
+    else:
+        to[1] |= 126 if head == 4 else 127
+        for i in range(head - 2):
+            to[2 + i] = <unsigned char>((<uint64_t>length >> (8 * (head - 3 - i))) & 0xFF)
+    to += head
+    if key_size == 0:
+        memcpy(to, payload, length)
+        return 0
+    memcpy(to, PyBytes_AS_STRING(masking_key), 4)
+    gws_xor(to + 4, payload, length, gws_wide_key(to, 0))
     return 0
+
+
+cpdef int empty(bytearray out) except -1:
+    return gws_empty(out)

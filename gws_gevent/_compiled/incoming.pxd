@@ -2,7 +2,7 @@ cimport cython
 
 from ._fdio cimport SocketStream, borrow_data_stack, lend_data_stack, monotonic
 from .deadlines cimport Deadlines
-from .messages cimport Message
+from .message cimport Message
 from .protocol cimport Protocol
 from .service cimport Service
 from .writer cimport Writer
@@ -14,9 +14,6 @@ cdef double TURN
 cdef double YIELD
 cdef double WAITED
 cdef int LOOK_UP
-cdef int READY
-cdef int WAIT
-cdef int ENDED
 cdef int WOULD_BLOCK
 cdef int FAILED
 
@@ -36,7 +33,7 @@ cdef class Incoming(Deadlines):
 
     @cython.locals(failed=bint)
     cdef bint _turn(self) except -1
-    @cython.locals(message=Message, found=int)
+    @cython.locals(message=Message)
     cdef bint _work(self, handler) except -1
     cdef bint _wait(self) except -1
     cdef _wait_as_it_can(self)
@@ -54,12 +51,14 @@ cdef class Incoming(Deadlines):
     cpdef receive(self, timeout=*)
     @cython.locals(message=Message)
     cdef _receive_data(self)
-    @cython.locals(message=Message, found=int)
+    @cython.locals(message=Message)
     cdef Message _next(self)
     @cython.locals(batch=list, message=Message)
     cdef Message _take_message(self)
-    @cython.locals(writer=Writer, protocol=Protocol, count=Py_ssize_t)
-    cdef int _fetch(self) except -2
+    @cython.locals(protocol=Protocol, message=Message, count=Py_ssize_t)
+    cdef Message _fetch(self)
+    @cython.locals(writer=Writer, protocol=Protocol)
+    cdef bint _may_read(self) except -1
     @cython.locals(service=Service, count=Py_ssize_t)
     cdef Py_ssize_t _receive(self) except -3
     @cython.locals(before=double)

@@ -2,7 +2,8 @@ cimport cython
 
 from ._frame_parser cimport FrameParser
 from ._masking cimport append_frame, unmask, unmask_text
-from .messages cimport Message, PartialMessage
+from .message cimport Message, new_message
+from .partial_message cimport PartialMessage
 
 
 cdef object OPEN
@@ -29,6 +30,8 @@ cdef class Protocol:
 
     @cython.locals(messages=list)
     cpdef list receive(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end)
+    @cython.locals(parser=FrameParser, size=int)
+    cpdef Message receive_whole(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end)
     cpdef append_frame(self, bytearray out, int opcode, payload, bint fin)
     cpdef begin_close(self, bytearray out, code, str reason)
     cdef _closing(self)

@@ -1,6 +1,7 @@
 cimport cython
 
 from ._fdio cimport SocketStream
+from ._masking cimport empty
 
 
 cdef class Writer:

@@ -1,14 +1,7 @@
 cimport cython
 
 from ._masking cimport append_unmasked
-
-
-@cython.final
-@cython.no_gc  # holds a str or bytes and an enum member, never part of a cycle
-@cython.freelist(64)
-cdef class Message:
-    cdef readonly object opcode
-    cdef readonly object data
+from .message cimport Message, new_message
 
 
 cdef class PartialMessage:

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
-"""Messages, and the one that is still incomplete.
+"""The message that is still incomplete.
 
 Belongs here: putting fragments and cut-off frames together under the limits, and UTF-8. Does not belong here: frame headers,
 the connection's state. An idle connection has no PartialMessage.
@@ -14,29 +14,11 @@ from gws_gevent.exceptions import ProtocolError
 from gws_gevent.frames import CloseCode, Opcode
 
 from ._masking import append_unmasked
+from .message import Message, new_message
 
-__all__ = ["Message", "PartialMessage"]
+__all__ = ["PartialMessage"]
 
 new_decoder = getincrementaldecoder("utf-8")
-
-
-class Message:
-    """A complete message or control frame.
-
-    Attributes:
-        opcode: an Opcode; TEXT or BINARY where a handler's `on_message` gets it.
-        data: `str` for TEXT, `bytes` for everything else.
-    """
-
-    __slots__ = ("data", "opcode")
-
-    def __init__(self, opcode: Opcode, data: Any) -> None:
-        self.opcode = opcode
-        self.data = data
-
-    def __repr__(self) -> str:
-        shown = repr(self.data)
-        return f"Message({self.opcode.name}, {shown if len(shown) <= 80 else shown[:76] + '...'})"
 
 
 class PartialMessage:
@@ -130,8 +112,8 @@ class PartialMessage:
         self.buffer = bytearray()
         self.decoder = None
         if opcode == 1:
-            return Message(Opcode.TEXT, buffer.decode("utf-8", "strict" if self.check_utf8 else "replace"))
-        return Message(Opcode.BINARY, bytes(buffer))
+            return new_message(Opcode.TEXT, buffer.decode("utf-8", "strict" if self.check_utf8 else "replace"))
+        return new_message(Opcode.BINARY, bytes(buffer))
 
     def _check_text(self, before: int) -> None:
         # The decoder's output is thrown away: one decode of the whole at the end is cheaper than a list of pieces.
