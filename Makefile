@@ -10,7 +10,7 @@ ARGS =
 RUN = $(VENV)/bin/python
 PIP_INSTALL = PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e
 
-SOURCES = pyproject.toml gws_gevent/*.py gws_gevent/_compiled/*.p[xy]*
+SOURCES = pyproject.toml gws_gevent/*.py gws_gevent/_compiled/*.p[xy]* gws_gevent/_compiled/*.h
 
 .PHONY: serve test lint bench clean
 

@@ -130,9 +130,14 @@ class SocketStream(PollableStream):
             raise as_transport_error(error, "send") from error
 
     def try_send_frame(self, first_byte: int, payload: bytes | bytearray | memoryview) -> int:
-        """`try_send` of an unmasked WebSocket frame (RFC 6455 section 5.2), without putting a large one together first."""
+        """`try_send` of an unmasked WebSocket frame (RFC 6455 section 5.2), without putting a large one together first.
+
+        Returns:
+            the bytes that were not sent.
+        """
         header = frame_header(first_byte, len(payload))
-        return self.try_send(header + payload) if len(payload) < SMALL_FRAME else self.try_send_parts((header, payload))
+        sent = self.try_send(header + payload) if len(payload) < SMALL_FRAME else self.try_send_parts((header, payload))
+        return len(header) + len(payload) - sent
 
     def try_send_parts(self, parts: Sequence[type_of_data]) -> int:
         if not _CAN_SEND_PARTS:

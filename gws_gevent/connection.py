@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, State, Step
@@ -122,11 +122,12 @@ class Connection(Incoming):
     def run(self) -> None:
         """The connection's greenlet: the opening handshake if it is still to be done, the read loop, the end.
 
-        Nothing escapes: above is only the hub. Nothing but this function's frame is alive while it waits.
+        Nothing escapes: above is only the hub. Nothing but this function's frame is alive while it waits. A connection that was
+        parked comes here again, and is open already.
         """
         borrow_data_stack()
         self._greenlet = getcurrent()
-        if self._begin():
+        if self._opened or self._begin():
             self._watch_idleness()
             while self._turn():
                 if not self._wait():
@@ -300,13 +301,8 @@ class Connection(Incoming):
         """The peer's close frame is here: answer it; the server closes the transport first (section 7.1.1)."""
         info = self._protocol.info
         if info is not None and info.sent is None:
-            writer = self._open_writer()
-            out = writer.tail()
-            before = len(out)
-            self._protocol.answer_close(out)
-            writer.appended(len(out) - before)
-            self._closing_has_begun()
-            writer.flush()
+            # Section 5.5.1: with the same code, and an empty one with an empty one.
+            self._send_close(info.received.code, "")  # type: ignore[union-attr]  # it is why we are here
         self._wait_drained()
         if self._service.is_client:
             while not self._ended and self._receive_waiting() > 0:
@@ -346,8 +342,7 @@ class Connection(Incoming):
             # Nobody's greenlet is there to say so; where there is one, it comes to `_finish`.
             self._service.closed(self)
         if self._parked:
-            self._parked = self._reading = False
-            self._service.hub.loop.run_callback(greenlet(self._finish, self._service.hub).switch)
+            self.on_readable()
 
     def _finish(self) -> BaseException | None:
         """The last thing in the connection's greenlet: the end of the closing handshake, and `on_close` after an `on_open`.

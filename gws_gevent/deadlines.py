@@ -19,6 +19,7 @@ from gws_gevent.frames import Opcode, State
 from ._fdio import monotonic
 from .outgoing import Outgoing
 from .service import Service
+from .timers import TICK
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ __all__ = ["Deadlines"]
 CONNECTING: Final = State.CONNECTING
 OPEN: Final = State.OPEN
 NEVER: Final = float("inf")
-#: Seconds after which the wheel asks again at the earliest.
-TICK: Final = 0.1
 #: A ping goes out between this share of `ping_interval` and the whole, so that connections made together drift apart.
 JITTER: Final = 0.75
 #: Seconds after which an idle connection that could not be parked, or pinged, is looked at again at the latest.

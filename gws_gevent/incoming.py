@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.pool import Pool
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import GreenletExit, greenlet
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
 from gws_gevent.transports.base import PollableStream
 
-from ._fdio import SocketStream, borrow_data_stack, lend_data_stack, monotonic
+from ._fdio import SocketStream, monotonic
 from .deadlines import Deadlines
 from .message import Message
 from .service import Service
@@ -208,22 +208,9 @@ class Incoming(Deadlines):
         return True
 
     def on_readable(self) -> None:
-        """In the hub: there is input for a parked connection."""
-        self._parked = False
-        self._reading = False
-        self._service.hub.loop.run_callback(greenlet(self._go_on, self._service.hub).switch)
-
-    def _go_on(self) -> None:
-        """The loop of `run`, in the greenlet of a connection that was parked."""
-        borrow_data_stack()
-        self._greenlet = getcurrent()
-        self._watch_idleness()
-        while self._turn():
-            if not self._wait():
-                lend_data_stack()
-                return
-        self._finish()
-        lend_data_stack()
+        """In the hub, or where a parked connection has just been ended: go on in a new greenlet."""
+        self._parked = self._reading = False
+        self._service.hub.loop.run_callback(greenlet(self, self._service.hub).switch)
 
     def _watch_idleness(self) -> None:
         """Park when nothing has come for `park_after` seconds, where the stream is one that can do without a greenlet."""
@@ -434,8 +421,8 @@ class Incoming(Deadlines):
         """The peer's close frame has come."""
         raise NotImplementedError
 
-    def _finish(self) -> BaseException | None:
-        """Bring the connection to its end."""
+    def __call__(self) -> None:
+        """The connection's greenlet."""
         raise NotImplementedError
 
     def _account(self) -> None:

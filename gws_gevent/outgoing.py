@@ -22,7 +22,7 @@ from ._fdio import SocketStream, thread_id
 from .protocol import Protocol, close_payload
 from .service import Service
 from .timers import Timed
-from .writer import Writer
+from .writer import LARGE, Writer
 
 if TYPE_CHECKING:
     from gws_gevent.frames import CloseInfo
@@ -33,8 +33,6 @@ __all__ = ["Outgoing"]
 
 #: Bytes of coalesced frames that are sent without waiting for more.
 FLUSH_SIZE: Final = 64 * 1024
-#: Bytes from which a payload is sent from where it lies instead of being copied into the output buffer.
-LARGE: Final = 8 * 1024
 #: Writers kept for the next connection that has something to send.
 SPARE_WRITERS: Final = 64
 
@@ -243,7 +241,15 @@ class Outgoing(Timed):
     def _write_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         self._check_open()
         if self._may_send_directly() and not self._service.is_client and self._streamed is None:
-            self._send_frame(opcode, payload, fin)
+            # The usual case: the socket takes all of it, and there is no Writer.
+            try:
+                left = self._socket.try_send_frame(0x80 | opcode if fin else opcode, payload)  # type: ignore[union-attr]
+            except TransportError as error:
+                raise self._lost(error) from None
+            if left:
+                writer = self._open_writer()
+                self._append(writer, opcode, payload, fin)
+                self._send_rest(writer, left)
             return
         writer = self._open_writer()
         self._check_room(writer, len(payload))
@@ -261,33 +267,28 @@ class Outgoing(Timed):
         """Write a frame that is encoded already, without copying it where it can go out as it is."""
         if self._may_send_directly():
             try:
-                sent = self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
+                left = len(frame) - self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
             except TransportError as error:
-                self.output_failed(error)
-                raise ConnectionClosed(self._info_so_far()) from None
-            if sent < len(frame):
+                raise self._lost(error) from None
+            if left:
                 writer = self._open_writer()
                 writer.append_frame(frame)
-                writer.sent_already(sent)
-                self._wait_below_high_water(writer)
+                self._send_rest(writer, left)
             return
         writer = self._open_writer()
         self._check_room(writer, len(frame))
         writer.append_frame(frame)
         self._flush(writer)
 
-    def _send_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
-        """The usual case: nothing is queued, nothing follows, and the socket takes all of it. Only otherwise there is a Writer."""
-        try:
-            sent = self._socket.try_send_frame(0x80 | opcode if fin else opcode, payload)  # type: ignore[union-attr]
-        except TransportError as error:
-            self.output_failed(error)
-            raise ConnectionClosed(self._info_so_far()) from None
-        if sent < len(payload) + (2 if len(payload) < 126 else 4 if len(payload) < 65536 else 10):
-            writer = self._open_writer()
-            self._append(writer, opcode, payload, fin)
-            writer.sent_already(sent)
-            self._wait_below_high_water(writer)
+    def _lost(self, error: TransportError) -> ConnectionClosed:
+        """The socket failed: end the connection. Returns what the caller is told."""
+        self.output_failed(error)
+        return ConnectionClosed(self._info_so_far())
+
+    def _send_rest(self, writer: Writer, left: int) -> None:
+        """The socket did not take the last so many bytes of what the Writer has got just now."""
+        writer.sent_all_but(left)
+        self._wait_below_high_water(writer)
 
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         out = writer.tail()

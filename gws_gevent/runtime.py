@@ -22,12 +22,6 @@ else:
     Wheel = build_of("timers").Wheel
 
 
-def trim_heap() -> None:
-    """Give back what the C library holds free."""
-    # Looked up when it is needed: _fdio imports this module.
-    build_of("_fdio").trim_heap()
-
-
 __all__ = ["RECEIVE_SIZE", "Runtime", "current"]
 
 #: Bytes of the receive buffer that all connections of a hub share.
@@ -63,7 +57,6 @@ class Runtime:
         "_trim_timer",
         "buffer",
         "hub",
-        "pid",
         "poller",
         "scratch",
         "thread",
@@ -73,7 +66,6 @@ class Runtime:
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
-        self.pid = os.getpid()
         self.thread = get_ident()
         self.buffer = bytearray(RECEIVE_SIZE)
         self.scratch = bytearray(SCRATCH_SIZE)
@@ -85,10 +77,6 @@ class Runtime:
         self._reserved: dict[Any, int] = {}
         self._given_back = 0
         self._trim_timer: Any = None
-
-    def is_here(self) -> bool:
-        """True in the thread this runtime belongs to."""
-        return bool(get_ident() == self.thread)
 
     def call_from_thread(self, function: Callable[..., object], *args: object) -> None:
         """Run `function(*args)` in this runtime's hub, from any thread. It may not block or raise."""
@@ -105,7 +93,8 @@ class Runtime:
         self._trim_timer.close()
         self._trim_timer = None
         self._given_back = 0
-        trim_heap()
+        # Looked up when it is needed: _fdio imports this module.
+        build_of("_fdio").trim_heap()
 
     def may_ping(self, now: float) -> bool:
         """Grant at most PINGS_PER_TICK keepalive pings at the same `now`."""
@@ -140,10 +129,19 @@ class _PerThread(get_original("_thread", "_local")):  # type: ignore[misc]
 _per_thread = _PerThread()
 
 
+def _forked() -> None:
+    # The only thread of a forked child is the one that forked.
+    _per_thread.runtime = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def current() -> Runtime:
     """Return the runtime of this thread's hub; made on first use, and anew for a new hub or after a fork."""
     runtime: Runtime | None = _per_thread.runtime
     hub = get_hub()
-    if runtime is None or runtime.hub is not hub or runtime.pid != os.getpid():
+    if runtime is None or runtime.hub is not hub:
         runtime = _per_thread.runtime = Runtime(hub)
     return runtime

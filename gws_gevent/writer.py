@@ -24,9 +24,9 @@ from gws_gevent.exceptions import TransportError
 from ._fdio import SocketStream
 from ._masking import empty
 
-__all__ = ["Writer"]
+__all__ = ["LARGE", "Writer"]
 
-#: Bytes from which a frame that many connections share is sent from where it lies.
+#: Bytes from which a payload, or a frame that many connections share, is sent from where it lies instead of being copied.
 LARGE: Final = 8 * 1024
 #: Bytes handed to a blocking `send_all` at once, so that progress can be seen.
 SLICE: Final = 64 * 1024
@@ -107,9 +107,9 @@ class Writer:
         """Account for `count` bytes appended to `tail()`."""
         self.size += count
 
-    def sent_already(self, count: int) -> None:
-        """The stream has taken so many bytes of the one frame that was appended, and wants no more now."""
-        self._advance(count)
+    def sent_all_but(self, left: int) -> None:
+        """The stream has taken what was appended but for the last so many bytes, and wants no more now."""
+        self._advance(self.size - left)
         self._start_drain()
 
     def append_payload(self, payload: bytes) -> None:

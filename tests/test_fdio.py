@@ -22,7 +22,7 @@ import pytest
 from gevent.event import AsyncResult
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
 from gevent.monkey import get_original
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent, greenlet, settrace
 
 from gws_gevent.exceptions import StreamClosed
 from tests.core import BUILDS
@@ -749,6 +749,42 @@ def test_more_than_one_look_at_the_poller_takes(build: str) -> None:
             gevent.sleep(0)
         assert not any(reader.dead for reader in readers)
         gevent.killall(readers)
+
+
+def test_readers_of_one_batch_switch_to_each_other_without_the_hub_between() -> None:
+    # The compiled build: the other one is woken by gevent's loop, callback by callback.
+    count, rounds = 40, 3
+    order: list[int] = []
+    numbers: dict[Any, int] = {}
+    switches: list[tuple[Any, Any]] = []
+
+    def read(number: int, stream: Any) -> None:
+        buffer = bytearray(ROOM)
+        while stream.recv_into(buffer):
+            order.append(number)
+
+    with several("compiled", count) as (ours, theirs):
+        for number in range(count):
+            reader = gevent.spawn(read, number, ours[number])
+            numbers[reader] = number
+        gevent.sleep(0)
+        for _ in range(rounds):
+            order.clear()
+            for sock in theirs:
+                sock.send(b"x")
+            settrace(lambda event, pair: switches.append(pair))
+            try:
+                wait_until(lambda: len(order) == count, what="all of them")
+            finally:
+                settrace(None)
+        for sock in theirs:
+            sock.close()
+        gevent.joinall(list(numbers), timeout=5, raise_error=True)
+    assert order == list(range(count))
+    direct = [pair for pair in switches if pair[0] in numbers and pair[1] in numbers]
+    # All but the first, and the one in 32 at which the hub looks at the clock.
+    assert len(direct) == rounds * (count - 2)
+    assert all(numbers[one] + 1 == numbers[two] for one, two in direct)
 
 
 def test_a_drain_that_takes_long_gives_way_and_loses_no_event() -> None:

@@ -13,7 +13,6 @@ import os
 import warnings
 
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
-from gevent.hub import get_hub
 
 from gws_gevent.exceptions import StreamClosed
 from gws_gevent.runtime import current
@@ -30,148 +29,7 @@ from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <Python.h>
-    #include <arpa/inet.h>
-    #include <netinet/in.h>
-    #include <sys/epoll.h>
-    #include <sys/socket.h>
-    #include <sys/uio.h>
-    #include <time.h>
-    #include <unistd.h>
-
-    /* greenlet's C API by its capsule: its header is found by no compiler that pip runs. The numbers are part of its ABI. */
-    static void **gws_greenlet_api;
-    static int gws_import_greenlet(void) {
-        gws_greenlet_api = (void **)PyCapsule_Import("greenlet._C_API", 0);
-        return gws_greenlet_api ? 0 : -1;
-    }
-    static inline PyObject *gws_getcurrent(void) { return ((PyObject *(*)(void))gws_greenlet_api[4])(); }
-    static inline PyObject *gws_switch(PyObject *greenlet) {
-        return ((PyObject *(*)(PyObject *, PyObject *, PyObject *))gws_greenlet_api[6])(greenlet, NULL, NULL);
-    }
-
-    /* The data stack. Since CPython 3.11 a greenlet that has ever run a Python frame owns a chunk of 16 KiB for its frames, and keeps
-     * 4 KiB or more of it resident. While it waits in here with no Python frame alive its root chunk is empty, and can serve
-     * another greenlet: `gws_lend` puts it on a shelf that all greenlets of the process share (under the GIL), `gws_borrow`
-     * takes one from there on waking. Without a chunk CPython allocates one at the next call, so borrowing is only a short cut.
-     * greenlet saves and restores the three fields at each switch. A no-op where the layout was not tested. */
-    #if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION)
-    #define GWS_CAN_TRIM 1
-    #define GWS_SHELF 64
-    static _PyStackChunk *gws_shelf[GWS_SHELF];
-    static int gws_on_shelf = 0;
-    static int gws_trims = 0;
-
-    static inline void gws_lend(void) {
-        if (!gws_trims) return;
-        PyThreadState *state = PyThreadState_Get();
-        _PyStackChunk *chunk = state->datastack_chunk;
-        if (!chunk || chunk->previous || state->datastack_top != &chunk->data[1]) return;
-        state->datastack_chunk = NULL;
-        state->datastack_top = NULL;
-        state->datastack_limit = NULL;
-        if (gws_on_shelf < GWS_SHELF) {
-            gws_shelf[gws_on_shelf++] = chunk;
-            return;
-        }
-        PyObjectArenaAllocator arena;
-        PyObject_GetArenaAllocator(&arena);
-        arena.free(arena.ctx, chunk, chunk->size);
-    }
-
-    static inline void gws_borrow(void) {
-        if (!gws_on_shelf) return;
-        PyThreadState *state = PyThreadState_Get();
-        if (state->datastack_chunk) return;
-        _PyStackChunk *chunk = gws_shelf[--gws_on_shelf];
-        state->datastack_chunk = chunk;
-        state->datastack_top = &chunk->data[1];
-        state->datastack_limit = (PyObject **)((char *)chunk + chunk->size);
-    }
-    #else
-    #define GWS_CAN_TRIM 0
-    static int gws_trims = 0;
-    static inline void gws_lend(void) {}
-    static inline void gws_borrow(void) {}
-    #endif
-
-    /* Wait until `bit` is in `*flags`, and let `next` run meanwhile: the hub, or whom the hub would have switched to; -1 if an
-     * exception was thrown in. Nothing of Python happens in between. */
-    __attribute__((noinline)) static int gws_wait_for(PyObject *next, PyObject *hub, uint16_t *flags, uint16_t bit) {
-        gws_lend();
-        while (!(*flags & bit)) {
-            PyObject *sent = gws_switch(next);
-            if (!sent) {
-                gws_borrow();
-                return -1;
-            }
-            Py_DECREF(sent);
-            next = hub;
-        }
-        gws_borrow();
-        return 0;
-    }
-
-    /* The exception that is on its way, as an object; traceback and all. */
-    static PyObject *gws_caught(void) {
-        PyObject *kind, *value, *traceback;
-        PyErr_Fetch(&kind, &value, &traceback);
-        PyErr_NormalizeException(&kind, &value, &traceback);
-        if (traceback) PyException_SetTraceback(value, traceback);
-        Py_XDECREF(kind);
-        Py_XDECREF(traceback);
-        return value;
-    }
-
-    #ifdef __GLIBC__
-    #include <malloc.h>
-    static inline void gws_trim_heap(void) { malloc_trim(0); }
-    #else
-    static inline void gws_trim_heap(void) {}
-    #endif
-
-    static double gws_monotonic(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-    }
-
-    /* A link-local address needs its scope to be of any use: it is left out, and asked for when somebody wants it. */
-    static int gws_accept(int fd, unsigned char *address, uint16_t *port) {
-        union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_storage room; } peer;
-        socklen_t size = sizeof peer;
-        int accepted = accept4(fd, &peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (accepted < 0) return -1;
-        if (peer.any.sa_family == AF_INET) {
-            memcpy(address, &peer.v4.sin_addr, 4);
-            *port = ntohs(peer.v4.sin_port);
-        } else if (peer.any.sa_family == AF_INET6 && peer.v6.sin6_scope_id == 0) {
-            memcpy(address, &peer.v6.sin6_addr, 16);
-            *port = ntohs(peer.v6.sin6_port);
-        }
-        return accepted;
-    }
-
-    static void gws_reset_on_close(int fd) {
-        struct linger now = {1, 0};
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    }
-
-    static int gws_epoll(int epoll, int what, int fd, uint32_t events, uint64_t data) {
-        struct epoll_event event;
-        event.events = events;
-        event.data.u64 = data;
-        return epoll_ctl(epoll, what, fd, &event);
-    }
-    static inline uint32_t gws_event_bits(void *events, int i) { return ((struct epoll_event *)events)[i].events; }
-    static inline uint64_t gws_event_data(void *events, int i) { return ((struct epoll_event *)events)[i].data.u64; }
-    static inline int gws_epoll_wait(int epoll, void *events, int count) { return epoll_wait(epoll, events, count, 0); }
-    """
+cdef extern from "_fdio.h":
     int GWS_CAN_TRIM
     int gws_trims
     int gws_import_greenlet() except -1
@@ -310,11 +168,6 @@ cdef class Poller:
         PyMem_Free(self._events)
         PyMem_Free(self._slots)
 
-    def close(self):
-        """Watch no more. What is registered is never reported again."""
-        self._watcher.stop()
-        self._watcher.close()
-
     cdef int add(self, SocketStream stream) except -1:
         cdef uint32_t slot
         if self._free == NO_SLOT:
@@ -322,7 +175,7 @@ cdef class Poller:
         slot = self._free
         if gws_epoll(self._epoll, EPOLL_CTL_ADD, stream._fd, _events_of(stream),
                      <uint64_t>self._slots[slot].generation << 32 | slot) < 0:
-            raise as_transport_error(OSError(errno, os.strerror(errno)), "wait")
+            _raise_fault(errno, "wait")
         self._free = self._slots[slot].next_free
         self._slots[slot].stream = <void *>stream
         stream._slot = slot
@@ -353,7 +206,7 @@ cdef class Poller:
             return self.add(stream)
         cdef uint64_t data = <uint64_t>self._slots[stream._slot].generation << 32 | stream._slot
         if gws_epoll(self._epoll, EPOLL_CTL_MOD, stream._fd, _events_of(stream), data) < 0:
-            raise as_transport_error(OSError(errno, os.strerror(errno)), "wait")
+            _raise_fault(errno, "wait")
         return 0
 
     cdef void remove(self, SocketStream stream) noexcept:
@@ -439,6 +292,20 @@ cdef class Poller:
     cdef _report(self, error):
         # Nothing may escape from a raw greenlet: it would end the hub's callback, and the events behind it would be lost.
         self.hub.handle_error(None, type(error), error, error.__traceback__)
+
+
+cdef int _raise_fault(int number, str doing) except -1:
+    raise as_transport_error(OSError(number, os.strerror(number)), doing)
+
+
+cdef bint _is_to_be_repeated(int number, str doing) except -1:
+    """What a failed call says: True, a signal interrupted it; False, it would block; else the fault is raised."""
+    if number == EINTR:
+        PyErr_CheckSignals()
+        return True
+    if number != EAGAIN:
+        _raise_fault(number, doing)
+    return False
 
 
 cdef uint32_t _events_of(SocketStream stream) noexcept:
@@ -548,12 +415,9 @@ cdef class SocketStream:
                 if 0 < received < size:
                     self._flags |= DRAINED
                 return received
-            if errno == EAGAIN:
+            if not _is_to_be_repeated(errno, "receive"):
                 self._flags &= ~ENDING
                 return -1
-            if errno != EINTR:
-                raise as_transport_error(OSError(errno, os.strerror(errno)), "receive")
-            PyErr_CheckSignals()
 
     def wait_readable(self):
         error = self.wait(True)
@@ -591,14 +455,10 @@ cdef class SocketStream:
             sent = c_send(self._fd, data, size, MSG_NOSIGNAL)
             if sent >= 0:
                 return sent
-            if errno == EAGAIN:
+            if not _is_to_be_repeated(errno, "send"):
                 return 0
-            if errno != EINTR:
-                raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
-            PyErr_CheckSignals()
 
     cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1:
-        # Returns what is left, as nobody else knows how long the header is.
         cdef unsigned char head[SMALL_FRAME]
         cdef Py_buffer view
         cdef iovec vectors[2]
@@ -619,14 +479,14 @@ cdef class SocketStream:
                 head[i] = <unsigned char>((<uint64_t>view.len >> (8 * (size - 1 - i))) & 0xFF)
             if size + view.len <= SMALL_FRAME:
                 memcpy(head + size, view.buf, view.len)
-                return self.send(<const char *>head, size + view.len)
+                return size + view.len - self.send(<const char *>head, size + view.len)
             if self._flags & CLOSED:
                 raise StreamClosed("send: the stream is closed")
             vectors[0].iov_base, vectors[0].iov_len = head, size
             vectors[1].iov_base, vectors[1].iov_len = view.buf, view.len
             memset(&message, 0, sizeof(message))
             message.msg_iov, message.msg_iovlen = vectors, 2
-            return self._send_message(&message)
+            return size + view.len - self._send_message(&message)
         finally:
             PyBuffer_Release(&view)
 
@@ -636,11 +496,8 @@ cdef class SocketStream:
             sent = c_sendmsg(self._fd, <msghdr *>message, MSG_NOSIGNAL)
             if sent >= 0:
                 return sent
-            if errno == EAGAIN:
+            if not _is_to_be_repeated(errno, "send"):
                 return 0
-            if errno != EINTR:
-                raise as_transport_error(OSError(errno, os.strerror(errno)), "send")
-            PyErr_CheckSignals()
 
     def try_send_parts(self, parts):
         cdef Py_buffer views[MAX_PARTS]
@@ -699,7 +556,7 @@ cdef class SocketStream:
             raise StreamClosed("shutdown: the stream is closed")
         # ENOTCONN: the peer has reset the connection, as the next read will tell.
         if c_shutdown(self._fd, SHUT_WR) < 0 and errno != ENOTCONN:
-            raise as_transport_error(OSError(errno, os.strerror(errno)), "shutdown")
+            _raise_fault(errno, "shutdown")
 
     def close(self):
         if self._flags & CLOSED:

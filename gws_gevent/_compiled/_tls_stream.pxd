@@ -6,7 +6,6 @@ cdef Py_ssize_t RECORD
 cdef Py_ssize_t BATCH
 
 
-@cython.final
 cdef class Buffers:
     cdef object incoming
     cdef object outgoing
@@ -15,9 +14,6 @@ cdef class Buffers:
     cdef bint busy
 
 
-# Without a header of the garbage collector, like its carrier.
-@cython.no_gc
-@cython.final
 cdef class TlsStream:
     cdef SocketStream _carrier
     cdef Buffers _buffers

@@ -21,7 +21,6 @@ cdef class Connection(Incoming):
     cpdef abort(self)
     cpdef give_up(self, code, reason)
     cdef _fail(self, code, reason)
-    @cython.locals(writer=Writer, out=bytearray, before=Py_ssize_t)
     cdef _finish_closing_handshake(self)
     @cython.locals(writer=Writer)
     cdef _wait_drained(self)

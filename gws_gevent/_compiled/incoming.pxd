@@ -1,6 +1,6 @@
 cimport cython
 
-from ._fdio cimport SocketStream, borrow_data_stack, lend_data_stack, monotonic
+from ._fdio cimport SocketStream, monotonic
 from .deadlines cimport Deadlines
 from .message cimport Message
 from .protocol cimport Protocol
@@ -46,7 +46,6 @@ cdef class Incoming(Deadlines):
     cpdef _park(self)
     cdef bint _try_to_park(self) except -1
     cpdef on_readable(self)
-    cpdef _go_on(self)
     cdef _watch_idleness(self)
     cpdef receive(self, timeout=*)
     @cython.locals(message=Message)
@@ -72,5 +71,4 @@ cdef class Incoming(Deadlines):
     cdef _flush_before_waiting(self, Writer writer)
     cdef _fail(self, code, reason)
     cdef _finish_closing_handshake(self)
-    cpdef _finish(self)
     cdef _account(self)

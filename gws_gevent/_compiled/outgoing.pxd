@@ -27,13 +27,13 @@ cdef class Outgoing(Timed):
     cdef Py_ssize_t _accounted
 
     cpdef write_message(self, opcode, data)
-    @cython.locals(writer=Writer)
+    @cython.locals(writer=Writer, left=Py_ssize_t)
     cdef _write_frame(self, int opcode, payload, bint fin)
     cdef bint _may_send_directly(self) except -1
-    @cython.locals(sent=Py_ssize_t, writer=Writer)
+    @cython.locals(writer=Writer, left=Py_ssize_t)
     cdef _write_whole_frame(self, bytes frame)
-    @cython.locals(sent=Py_ssize_t, writer=Writer)
-    cdef _send_frame(self, int opcode, payload, bint fin)
+    cdef _lost(self, error)
+    cdef _send_rest(self, Writer writer, Py_ssize_t left)
     cdef _wait_below_high_water(self, Writer writer)
     @cython.locals(out=bytearray, before=Py_ssize_t)
     cdef _append(self, Writer writer, int opcode, payload, bint fin)

@@ -25,7 +25,7 @@ cdef class Writer:
     cpdef bint detach(self) except -1
     cpdef bytearray tail(self)
     cpdef appended(self, Py_ssize_t count)
-    cpdef sent_already(self, Py_ssize_t count)
+    cpdef sent_all_but(self, Py_ssize_t left)
     cpdef append_payload(self, bytes payload)
     cpdef append_frame(self, bytes frame)
     cpdef bint is_idle(self) except -1
