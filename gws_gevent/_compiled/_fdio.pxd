@@ -61,6 +61,7 @@ cdef class SocketStream:
     cdef int on_input(self, uint32_t events) except -1
     cdef int on_room(self) except -1
     cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1
+    cdef Py_ssize_t _send_frame(self, int first_byte, const char *payload, Py_ssize_t length) except -1
     cdef Py_ssize_t _send_message(self, void *message) except -1
     cpdef wait(self, bint reading)
     cdef object _begin_to_wait(self, bint reading)

@@ -21,6 +21,7 @@ from gws_gevent.transports.borrowed import BorrowedSocket
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
@@ -459,36 +460,41 @@ cdef class SocketStream:
                 return 0
 
     cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1:
-        cdef unsigned char head[SMALL_FRAME]
         cdef Py_buffer view
+        if PyBytes_CheckExact(payload):
+            return self._send_frame(first_byte, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+        try:
+            return self._send_frame(first_byte, <const char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef Py_ssize_t _send_frame(self, int first_byte, const char *payload, Py_ssize_t length) except -1:
+        cdef char head[SMALL_FRAME]
         cdef iovec vectors[2]
         cdef msghdr message
         cdef int size = 2, i
-        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
-        try:
-            head[0] = <unsigned char>first_byte
-            if view.len < 126:
-                head[1] = <unsigned char>view.len
-            elif view.len < 65536:
-                size = 4
-                head[1] = 126
-            else:
-                size = 10
-                head[1] = 127
-            for i in range(2, size):
-                head[i] = <unsigned char>((<uint64_t>view.len >> (8 * (size - 1 - i))) & 0xFF)
-            if size + view.len <= SMALL_FRAME:
-                memcpy(head + size, view.buf, view.len)
-                return size + view.len - self.send(<const char *>head, size + view.len)
-            if self._flags & CLOSED:
-                raise StreamClosed("send: the stream is closed")
-            vectors[0].iov_base, vectors[0].iov_len = head, size
-            vectors[1].iov_base, vectors[1].iov_len = view.buf, view.len
-            memset(&message, 0, sizeof(message))
-            message.msg_iov, message.msg_iovlen = vectors, 2
-            return size + view.len - self._send_message(&message)
-        finally:
-            PyBuffer_Release(&view)
+        head[0] = <char>first_byte
+        if length < 126:
+            head[1] = <char>length
+        elif length < 65536:
+            size = 4
+            head[1] = 126
+        else:
+            size = 10
+            head[1] = 127
+        for i in range(2, size):
+            head[i] = <char>((<uint64_t>length >> (8 * (size - 1 - i))) & 0xFF)
+        if size + length <= SMALL_FRAME:
+            memcpy(head + size, payload, length)
+            return size + length - self.send(head, size + length)
+        if self._flags & CLOSED:
+            raise StreamClosed("send: the stream is closed")
+        vectors[0].iov_base, vectors[0].iov_len = head, size
+        vectors[1].iov_base, vectors[1].iov_len = <void *>payload, length
+        memset(&message, 0, sizeof(message))
+        message.msg_iov, message.msg_iovlen = vectors, 2
+        return size + length - self._send_message(&message)
 
     cdef Py_ssize_t _send_message(self, void *message) except -1:
         cdef ssize_t sent
