@@ -43,7 +43,7 @@ STAGES = [
     ("read", r"_fdio\..*(recv|receive)"),
     ("wait", r"_fdio\.|(timers|deadlines|service)\."),
     ("parse", r"(_frame_parser|_masking)\."),
-    ("assemble", r"(messages|protocol|incoming)\."),
+    ("assemble", r"(message|partial_message|protocol|incoming)\."),
     ("read loop", r"."),
 ]
 PYTHON, WAIT, ELSEWHERE = "Python code", "wait", "elsewhere"

@@ -63,12 +63,17 @@ def _keepalive(name: str) -> Callable[[Results], float]:
 
 
 def linearity(growth: dict[int, float]) -> float:
-    """What a connection beyond the second largest number costs, divided by what one up to it costs; NaN with fewer numbers."""
+    """What a connection between the two largest numbers costs, divided by what one between the two before costs.
+
+    The first connections do not count: part of what they need is memory that the process has already. NaN with fewer than three
+    numbers.
+    """
     points = sorted(growth)
-    if len(points) < 2 or growth[points[-2]] <= 0:
+    if len(points) < 3:
         return math.nan
-    less, most = points[-2:]
-    return (growth[most] - growth[less]) / (most - less) / (growth[less] / less)
+    before, less, most = points[-3:]
+    slope = (growth[less] - growth[before]) / (less - before)
+    return (growth[most] - growth[less]) / (most - less) / slope if slope > 0 else math.nan
 
 
 def _linearity_of_ours(results: Results) -> float:
@@ -136,7 +141,7 @@ def _plain(text: str, limit: float) -> Target:
 TARGETS = [
     _at_most(2300, "idle connection over TCP, after a round of keepalive", "{:,.0f} bytes", _keepalive(OURS)),
     _at_most(2300, "idle connection over a Unix socket, after a round of keepalive", "{:,.0f} bytes", _keepalive(UNIX)),
-    _at_most(1.05, "growth: a connection of the last thousands, divided by one of the first", "{:.2f}", _linearity_of_ours),
+    _at_most(1.05, "growth: a connection beyond 5,000, divided by one between 1,000 and 5,000", "{:.2f}", _linearity_of_ours),
     _at_most(700, "idle connection that gave its greenlet back", "{:,.0f} bytes", _parked),
     _at_most(2300, "idle TLS connection, above a bare SSLObject", "{:,.0f} bytes", _above_bare),
     *_throughput_of("1,64,1", 0.95),

@@ -151,9 +151,14 @@ def test_what_is_to_be_reached_is_judged() -> None:
 
 @pytest.mark.parametrize(
     ("growth", "expected"),
-    [({1000: 2e6, 5000: 1e7, 19000: 3.8e7}, 1.0), ({5000: 1e7, 19000: 5.2e7}, 1.5), ({1000: 2e6}, math.nan), ({}, math.nan)],
+    [
+        ({1000: 2e6, 5000: 1e7, 19000: 3.8e7}, 1.0),
+        ({1000: 1e6, 5000: 9e6, 19000: 5.1e7}, 1.5),
+        ({5000: 1e7, 19000: 5.2e7}, math.nan),
+        ({}, math.nan),
+    ],
 )
-def test_growth_is_linear_when_the_last_connections_cost_what_the_first_did(growth: dict[int, float], expected: float) -> None:
+def test_growth_is_linear_when_the_last_connections_cost_what_those_before_did(growth: dict[int, float], expected: float) -> None:
     assert targets.linearity(growth) == pytest.approx(expected, nan_ok=True)
 
 
