@@ -5,9 +5,11 @@ Plain twin of `_compiled/_masking.pyx`. Every function takes a buffer with offse
 
 from __future__ import annotations
 
+from typing import Any
+
 from gws_gevent.frames import frame_header
 
-__all__ = ["append_frame", "append_unmasked", "empty", "unmask", "unmask_text"]
+__all__ = ["append_frame", "append_unmasked", "empty", "unmask", "unmask_text", "utf8"]
 
 
 def _xor(data: bytes | bytearray, key: bytes) -> bytes:
@@ -39,6 +41,14 @@ def append_unmasked(target: bytearray, data: bytes | bytearray, at: int, length:
     """
     piece = data[at : at + length]
     target += _xor(piece, key[phase:] + key[:phase]) if key else piece
+
+
+def utf8(text: str) -> Any:
+    """Return text in a form that `append_frame` and a SocketStream's `try_send_frame` take as UTF-8, and whose `len` is that of UTF-8.
+
+    The compiled twin returns ASCII text as it is, whose bytes lie in memory as they are to be sent.
+    """
+    return text.encode()
 
 
 def append_frame(out: bytearray, first_byte: int, payload: bytes | bytearray | memoryview, masking_key: bytes) -> None:

@@ -19,6 +19,7 @@ from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, State, fra
 from gws_gevent.streamed import StreamedMessage
 
 from ._fdio import SocketStream, thread_id
+from ._masking import utf8
 from .protocol import Protocol, close_payload
 from .service import Service
 from .timers import Timed
@@ -89,10 +90,11 @@ class Outgoing(Timed):
             ConnectionClosed: the connection is closing or closed.
             ValueError, TypeError: data that doesn't fit the opcode. Nothing is sent.
         """
-        payload = encode(opcode, data)
+        # `utf8` saves a copy of most text; the exact type is asked for because a subclass could be anything.
+        payload = utf8(data) if opcode is TEXT and type(data) is str else encode(opcode, data)
         self._check_size(len(payload))
         if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode, payload, None)
+            self._queue_from_thread(opcode, encode(opcode, data), None)
             return
         while self._streamed is not None:
             self._wait_for_streamed()

@@ -30,6 +30,9 @@ from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+cdef extern from "Python.h":
+    void *PyUnicode_DATA(object text)
+
 cdef extern from "_fdio.h":
     int GWS_CAN_TRIM
     int gws_trims
@@ -463,6 +466,8 @@ cdef class SocketStream:
         cdef Py_buffer view
         if PyBytes_CheckExact(payload):
             return self._send_frame(first_byte, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        if type(payload) is str:  # ASCII: see _masking.utf8
+            return self._send_frame(first_byte, <const char *>PyUnicode_DATA(payload), len(<str>payload))
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
             return self._send_frame(first_byte, <const char *>view.buf, view.len)

@@ -87,6 +87,7 @@ cdef extern from *:
 cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void *PyUnicode_DATA(object text)
+    bint PyUnicode_IS_ASCII(object text)
 
 
 cpdef bytes unmask(const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at):
@@ -123,10 +124,16 @@ cpdef int append_unmasked(bytearray target, const unsigned char *data, Py_ssize_
     return 0
 
 
+cpdef object utf8(str text):
+    return text if PyUnicode_IS_ASCII(text) else text.encode()
+
+
 cpdef int append_frame(bytearray out, int first_byte, payload, bytes masking_key) except -1:
     cdef Py_buffer view
     if PyBytes_CheckExact(payload):
         return _append(out, first_byte, <const unsigned char *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), masking_key)
+    if type(payload) is str:
+        return _append(out, first_byte, <const unsigned char *>PyUnicode_DATA(payload), len(<str>payload), masking_key)
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
     try:
         return _append(out, first_byte, <const unsigned char *>view.buf, view.len, masking_key)

@@ -1,6 +1,7 @@
 cimport cython
 
 from ._fdio cimport SocketStream, thread_id
+from ._masking cimport utf8
 from .protocol cimport Protocol
 from .service cimport Service
 from .timers cimport Timed
