@@ -44,7 +44,7 @@ def append_unmasked(target: bytearray, data: bytes | bytearray, at: int, length:
 
 
 def utf8(text: str) -> Any:
-    """Return text in a form that `append_frame` and a SocketStream's `try_send_frame` take as UTF-8, and whose `len` is that of UTF-8.
+    """Return text as `append_frame` and a SocketStream's `try_send_frame` take it, with the `len` that it has in UTF-8.
 
     The compiled twin returns ASCII text as it is, whose bytes lie in memory as they are to be sent.
     """

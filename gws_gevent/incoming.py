@@ -302,7 +302,7 @@ class Incoming(Deadlines):
         return self._take_message()
 
     def _may_read(self) -> bool:
-        """Do what comes before a read: send what was held back, give way, take the next step of closing. False: nothing to read any more."""
+        """Do what comes before a read: send what was held back, give way, take the next step of closing. False: read no more."""
         if self._ended:
             return False
         writer = self._writer
@@ -320,7 +320,7 @@ class Incoming(Deadlines):
         if protocol.failure is not None:
             self._fail(protocol.failure.code, str(protocol.failure))
             return False
-        if protocol.info.received is not None:
+        if protocol.info is not None and protocol.info.received is not None:
             self._finish_closing_handshake()
             return False
         return True

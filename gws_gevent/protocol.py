@@ -137,7 +137,7 @@ class Protocol:
         return messages
 
     def receive_whole(self, data: bytes | bytearray, at: int, end: int) -> Message | None:
-        """Like `receive` where `data[at:end]` is one whole message in one frame; None, and nothing is taken, if it is anything else.
+        """Like `receive` where `data[at:end]` is one whole message in one frame; None, and nothing is taken, if it is not.
 
         A short cut for the most usual case, which needs no list.
         """

@@ -23,8 +23,8 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "cli", "deadlines", "extensions", "http_head", "incoming", "integrations", "message", "opening", "outgoing", "partial_message", "protocol",
-    "proxy_headers", "runtime", "service", "streamed", "timers", "transports", "urls", "writer",
+    "cli", "deadlines", "extensions", "http_head", "incoming", "integrations", "message", "opening", "outgoing",
+    "partial_message", "protocol", "proxy_headers", "runtime", "service", "streamed", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]
