@@ -262,6 +262,8 @@ class Connection(Incoming):
     def kill(self) -> None:
         """Kill the connection's greenlet, without waiting: the transport is aborted and on_close is called."""
         if self._greenlet is not None:
+            # One that is about to park would be gone before it is thrown into.
+            self._parking = False
             gevent.kill(self._greenlet)
         elif self._handler is not None:
             # It was parked, or has yet to start.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -638,6 +639,32 @@ def test_a_handler_that_closes_after_parking() -> None:
         client.send(frame(8, struct.pack("!H", 3000)))
         assert handler.the_end().clean
     assert handler.messages == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "abort"])
+def test_what_ends_a_connection_that_is_about_to_park(how: str) -> None:
+    """The wheel has told its greenlet to park, and before that has come to run somebody ends the connection."""
+    handler = Parkable()
+    server = Server(handler, options(park_after=60, ping_interval=None))
+    server.start("127.0.0.1:0")
+    try:
+        with RawClient(int(server.address.rpartition(":")[2])) as client:
+            client.upgrade()
+            client.send(frame(1, b"hello"))
+            assert client.read_frame() == Frame(1, b"hello")
+            (conn,) = handler.opened
+
+            def park_and_end() -> None:
+                conn.on_deadline(time.monotonic() + 61)
+                getattr(conn, how)()
+
+            gevent.get_hub().loop.run_callback(park_and_end)
+            info = handler.the_end()
+            assert (info.code, info.sent) == (1006, None)
+            assert client.read_to_the_end() == b""
+    finally:
+        server.stop(0.2)
 
 
 @pytest.mark.slow
