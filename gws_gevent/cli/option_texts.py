@@ -19,7 +19,7 @@ from gws_gevent.cli.errors import UsageError
 from gws_gevent.http_head import Request
 from gws_gevent.options import ServerOptions
 
-__all__ = ["describe_options", "server_options"]
+__all__ = ["describe_options", "parse_size", "server_options"]
 
 _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _FACTORS = {unit.lower(): factor for unit, factor in _UNITS.items()}
@@ -91,7 +91,7 @@ def _parse(name: str, text: str) -> Any:
         near = get_close_matches(name, _types(), n=1)
         hint = f"did you mean {near[0]}?" if near else "'gws-gevent serve --help' lists them"
         raise UsageError(f"--option {name}: there is no such option; {hint}")
-    parsers = [(_size, "a whole number, or a size such as 64KiB or 16MiB")] if name in _sizes() else _parsers(_types()[name])
+    parsers = [(parse_size, "a whole number, or a size such as 64KiB or 16MiB")] if name in _sizes() else _parsers(_types()[name])
     if not parsers:
         raise UsageError(f"--option {name}: takes a Python object and cannot be set here")
     for parser, _ in parsers:
@@ -136,7 +136,8 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _size(text: str) -> int:
+def parse_size(text: str) -> int:
+    """Read a number of bytes, such as 125 or 16KiB; a ValueError if it is none."""
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(text)

@@ -1,0 +1,89 @@
+"""Arguments that say how to connect to a server: headers, subprotocols, TLS.
+
+Belongs here: what every subcommand that is a client takes. Does not belong here: connecting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+from gws_gevent.cli.errors import UsageError, describe, problem_of_scheme
+from gws_gevent.exceptions import GwsError
+from gws_gevent.options import ClientOptions
+from gws_gevent.transports.base import TlsFiles
+from gws_gevent.transports.tls_contexts import client_context, server_context
+from gws_gevent.urls import parse_url
+
+__all__ = ["add_dialing_arguments", "client_options", "tls_context"]
+
+
+def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the URL and the arguments that the two functions below read."""
+    add = parser.add_argument
+    add("url", metavar="URL", help="the server, see below")
+    add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
+    add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
+    add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
+    add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
+    add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
+    add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
+
+
+def client_options(args: argparse.Namespace, **others: Any) -> ClientOptions:
+    """Return ClientOptions with the headers and subprotocols of the arguments, and with `others`.
+
+    Raises:
+        UsageError: one of the arguments is wrong; it names it.
+    """
+    try:
+        return ClientOptions(headers=_headers(args.header), subprotocols=args.subprotocol, **others)
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
+
+
+def _headers(texts: Sequence[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition(":")
+        if not separator:
+            raise UsageError(f"--header {text!r}: must be NAME: VALUE")
+        if name.strip().lower() in map(str.lower, headers):
+            raise UsageError(f"--header {text!r}: {name.strip()} is given twice")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return the context for a `wss` URL, None for another one.
+
+    Raises:
+        UsageError: the URL is malformed or leads nowhere, or an argument does not fit it.
+    """
+    try:
+        url = parse_url(args.url)
+        problem = problem_of_scheme(url.scheme.rpartition("+")[2]) if "+" in url.scheme else None
+        if problem is not None:
+            raise UsageError(f"{args.url}: {problem}")
+        _check_flags(args, url.secure)
+        if not url.secure:
+            return None
+        context = client_context(args.ca, verify=not args.insecure)
+        if args.cert is not None:
+            server_context(TlsFiles(args.cert, args.key))  # says which of the files is wrong, if one is
+            context.load_cert_chain(args.cert, args.key)
+        return context
+    except GwsError as error:
+        raise UsageError(describe(error)) from error
+
+
+def _check_flags(args: argparse.Namespace, secure: bool) -> None:
+    for flag, given in (("--insecure", args.insecure), ("--ca", args.ca), ("--cert", args.cert), ("--key", args.key)):
+        if given and not secure:
+            raise UsageError(f"{flag}: {args.url} uses no TLS")
+    if args.insecure and args.ca is not None:
+        raise UsageError("--insecure and --ca exclude each other")
+    if args.key is not None and args.cert is None:
+        raise UsageError("--key: needs --cert")
