@@ -226,6 +226,8 @@ def _check_plot(path: str) -> None:
         raise UsageError(f"--plot {path}: {error}") from error
     if not Path(dirname(path) or ".").is_dir():
         raise UsageError(f"--plot {path}: there is no folder {dirname(path)}")
+    if Path(path).is_dir():
+        raise UsageError(f"--plot {path}: Is a directory")
 
 
 def _allow_descriptors(connections: int) -> None:

@@ -17,6 +17,7 @@ from time import perf_counter as clock
 from typing import Final
 
 import gevent
+from gevent import Greenlet
 from gevent.event import Event
 from gevent.pool import Pool
 
@@ -41,6 +42,8 @@ IN_A_ROW: Final = 64
 TIMER_ERROR: Final = 0.0015
 #: Seconds of the sleep that lets all others have their turn.
 GIVE_WAY: Final = 0.000001
+#: Seconds after the end in which messages that were due before it, and are late by this program's own doing, are still sent.
+LATE_LIMIT: Final = 0.25
 #: Seconds between two looks whether the last replies are here.
 DRAIN_STEP: Final = 0.01
 #: Seconds for all closing handshakes after an interrupt.
@@ -270,7 +273,7 @@ class PacedLine(Line):
         self._awaited += self._step
         self.in_flight -= 1
         self.waiting_since = now
-        if load.sending and load.due(self._next) < min(now, load.until):
+        if load.sending and load.due(self._next) < load.until and load.due(self._next) <= now:
             self.send(now)
 
     def settle(self, now: float) -> None:
@@ -314,6 +317,7 @@ class Load:
         began = clock()
         self._open_all()
         self.counts.opening_took = clock() - began
+        self.counts.alive_at_end = self.counts.alive
         self._lines = [line for line in self._lines if line.conn is not None]
         if self._lines and not self._stop.is_set():
             self._go()
@@ -375,7 +379,7 @@ class Load:
 
     def _go(self) -> None:
         plan, counts = self.plan, self.counts
-        workers = []
+        workers: list[Greenlet] = []
         self.sending = not plan.hold
         self.begun = clock()
         self.until = self.begun + plan.duration
@@ -387,10 +391,12 @@ class Load:
             workers.append(gevent.spawn(self._pace if plan.rate is not None else self._start_all))
         try:
             self._stop.wait(max(self.until - clock(), 0) if plan.duration != float("inf") else None)
-            self.sending = False
             self.until = min(self.until, clock())
             counts.seconds = self.until - self.begun
             counts.alive_at_end, counts.answered_in_time = counts.alive, counts.answered
+            if plan.rate is not None:
+                gevent.joinall(workers[1:], timeout=LATE_LIMIT)
+            self.sending = False
             counts.phase = "draining"
             self._drain()
         finally:

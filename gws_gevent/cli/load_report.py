@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from math import floor, log10
 from typing import Any, Final
 
 from gws_gevent import __version__
@@ -21,6 +22,9 @@ PERCENTS: Final = (50.0, 75.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 #: Characters of the longest bar, and of the column of names.
 BAR: Final = 40
 NAMES: Final = 13
+#: Bars of a picture for each power of ten, and seconds of the first of them.
+BARS: Final = 20
+SHORTEST_DRAWN: Final = 1e-6
 
 
 # In a line, while it runs
@@ -255,7 +259,8 @@ def draw(plan: Plan, counts: Counts, path: str) -> None:
     since = "due" if plan.rate is not None else "sent"
     what, of = ("opening handshake", "connections") if plan.hold else (f"latency since a message was {since}", "messages")
     figure = _new_figure()
-    figure.suptitle(f"{plan.url}: {counts.opened:,} connections, {_rate(counts):,.0f} replies/s", parse_math=False)
+    rate = "" if plan.hold else f", {_rate(counts):,.0f} replies/s"
+    figure.suptitle(f"{plan.url}: {counts.opened:,} connections{rate}", parse_math=False)
     left, right = figure.subplots(1, 2)
     if histogram.count:
         _draw_counts(left, histogram)
@@ -273,11 +278,14 @@ def _new_figure() -> Any:
 
 
 def _draw_counts(axes: Any, histogram: Histogram) -> None:
-    rows = [(max(bucket.lower, 1e-9) * 1e3, bucket.upper * 1e3, bucket.inside) for bucket in histogram]
-    axes.bar(
-        [lower for lower, _, _ in rows], [count for _, _, count in rows], [upper - lower for lower, upper, _ in rows], align="edge"
-    )
+    bars: dict[int, int] = {}
+    for bucket in histogram:
+        bar = floor(log10(max(bucket.lower, SHORTEST_DRAWN)) * BARS)
+        bars[bar] = bars.get(bar, 0) + bucket.inside
+    edges = [10 ** (bar / BARS) * 1e3 for bar in bars]
+    axes.bar(edges, bars.values(), [edge * (10 ** (1 / BARS) - 1) for edge in edges], align="edge")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _draw_percentiles(axes: Any, histogram: Histogram) -> None:
@@ -289,6 +297,8 @@ def _draw_percentiles(axes: Any, histogram: Histogram) -> None:
     axes.set_xticks([1 / (1 - float(name) / 100) for name in used], used)
     axes.minorticks_off()
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(True)
 
 
 def _curve(histogram: Histogram) -> Sequence[tuple[float, float]]:
