@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
@@ -26,7 +27,9 @@ import trustme
 
 from gws_gevent import CloseInfo, Connection, EventHandler, Message, Refusal, Request, Server
 from gws_gevent.cli import main
-from gws_gevent.cli.load import GIVE_UP_AFTER, HASTE, MAX_KIND, MAX_KINDS, OTHER_ERRORS, Counts
+from gws_gevent.cli.bench import add_arguments
+from gws_gevent.cli.load import GIVE_UP_AFTER, HASTE
+from gws_gevent.cli.load_plan import MAX_KIND, MAX_KINDS, OTHER_ERRORS, Counts
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.pairs import serving, url_of
 from tests.support import ROOT, Finished, free_port, require_module, run_program, wait_until
@@ -546,8 +549,8 @@ def assert_one_line(finished: Finished, status: int, *said: str) -> None:
         (["ws://127.0.0.1/", "--connections", "0"], "argument --connections: '0' is not a whole number from 1 to 1000000"),
         (["ws://127.0.0.1/", "--connections", "many"], "argument --connections: 'many' is not a whole number"),
         (["ws://127.0.0.1/", "--depth", "1.5"], "argument --depth: '1.5' is not a whole number"),
-        (["ws://127.0.0.1/", "--rate", "nan"], "argument --rate: 'nan' is not a positive number of messages a second"),
-        (["ws://127.0.0.1/", "--rate", "-1"], "argument --rate: '-1' is not a positive number of messages a second"),
+        (["ws://127.0.0.1/", "--rate", "nan"], "argument --rate: 'nan' is not a number of messages a second from 0.001 to 1"),
+        (["ws://127.0.0.1/", "--rate", "-1"], "argument --rate: '-1' is not a number of messages a second"),
         (["ws://127.0.0.1/", "--size", "1GiB"], "argument --size: '1GiB' is not a number of bytes up to 268435456"),
         (["ws://127.0.0.1/", "--size", "-1"], "argument --size: '-1' is not a number of bytes"),
         (["ws://127.0.0.1/", "--size", "big"], "argument --size: 'big' is not a number of bytes"),
@@ -685,3 +688,19 @@ def test_a_terminal_shows_how_it_goes() -> None:
             process.kill()
             process.wait()
             os.close(ours)
+
+
+# The page
+
+
+def test_the_page_has_every_argument_with_its_default() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    table = page[page.index("\n## bench") : page.index("\nThe server has to answer")]
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    assert set(re.findall(r"`(--\w+)", table)) == flags
+    numbers = {action.option_strings[0]: action.default for action in parser._actions if isinstance(action.default, float)}
+    assert {"--duration", "--timeout"} <= numbers.keys()
+    for flag, number in {**numbers, "--connections": parser.get_default("connections")}.items():
+        assert re.search(rf"^\| `{flag} [A-Z]+` \| {number:g} \|", table, re.MULTILINE), flag

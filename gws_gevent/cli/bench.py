@@ -20,7 +20,8 @@ import gevent
 
 from gws_gevent.cli.dialing import add_dialing_arguments, client_options, tls_context
 from gws_gevent.cli.errors import UsageError, describe, positive_seconds, writing_output
-from gws_gevent.cli.load import Counts, Load, Plan
+from gws_gevent.cli.load import Load
+from gws_gevent.cli.load_plan import Counts, Plan
 from gws_gevent.cli.load_report import as_data, as_text, check_plotting, draw, progress
 from gws_gevent.cli.option_texts import parse_size
 from gws_gevent.exceptions import MissingExtra
@@ -39,6 +40,7 @@ SUMMARY = "put a WebSocket server under load, or hold connections open, and time
 
 MAX_CONNECTIONS = 1_000_000
 MAX_DEPTH = 100_000
+MIN_RATE, MAX_RATE = 0.001, 10_000_000
 MAX_SIZE = 256 * 1024 * 1024
 #: Descriptors the process needs besides its connections.
 OTHER_DESCRIPTORS = 64
@@ -123,8 +125,8 @@ def _rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of messages a second")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of messages a second from {MIN_RATE} to {MAX_RATE}")
     return rate
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from gws_gevent import __version__
 from gws_gevent.cli.histogram import Histogram
-from gws_gevent.cli.load import Counts, Plan
+from gws_gevent.cli.load_plan import Counts, Plan
 from gws_gevent.exceptions import MissingExtra
 from gws_gevent.frames import Opcode
 
