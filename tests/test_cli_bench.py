@@ -211,6 +211,19 @@ def test_messages_that_a_stalled_server_kept_from_being_sent_count_as_waiting(be
     assert data["errors"] == {"no reply within 0.6 seconds": 2}
 
 
+@pytest.mark.parametrize(("rate", "due"), [("7", 3), ("30", 9), ("333", 100), ("100000", 30_000)])
+def test_so_many_messages_are_due_as_the_rate_says(bench: Bench, rate: str, due: int) -> None:
+    with serving(answering(lambda echo, conn, message: None)) as server:
+        args = ["--connections", "7", "--rate", rate, "--duration", "0.3", "--timeout", "0.7"]
+        messages = bench.measure(url_of(server), *args, status=1)["messages"]
+    assert messages["sent"] == messages["unanswered"] == min(due, 7)
+    assert messages["sent"] + messages["never_sent"] == due
+    with serving(Echo()) as server:
+        messages = bench.measure(url_of(server), *args)["messages"]
+    assert messages["sent"] + messages["never_sent"] == due
+    assert messages["answered"] == messages["sent"]
+
+
 def test_replies_that_come_after_the_end_count(bench: Bench) -> None:
     def answer_late(echo: Echo, conn: Connection, message: Message) -> None:
         gevent.sleep(0.4)

@@ -40,7 +40,7 @@ SUMMARY = "put a WebSocket server under load, or hold connections open, and time
 
 MAX_CONNECTIONS = 1_000_000
 MAX_DEPTH = 100_000
-MIN_RATE, MAX_RATE = 0.001, 10_000_000
+MIN_RATE, MAX_RATE = 0.001, 1_000_000
 MAX_SIZE = 256 * 1024 * 1024
 #: Descriptors the process needs besides its connections.
 OTHER_DESCRIPTORS = 64

@@ -75,6 +75,10 @@ class Line(EventHandler):
         except ConnectionClosed:
             return  # on_close says why
 
+    def is_behind(self) -> bool:
+        """Tell whether a message that was due has yet to be sent."""
+        return False
+
     def answered(self) -> None:
         """A reply is here."""
         self._counts.unasked += 1
@@ -148,12 +152,17 @@ class PacedLine(Line):
         self._next = self._awaited = number
         self._step = step
 
-    def come_due(self, number: int) -> None:
-        """A message is due now."""
-        if number == self._next and self.in_flight < self._plan.depth and self.conn is not None:
-            now = clock()
-            self._counts.lateness.record(now - self._load.due(number))
-            self.send(now)
+    def come_due(self, number: int) -> bool:
+        """Send the message with this number, which is due now. False: it waits for a reply, or was sent with one already."""
+        if number != self._next or self.in_flight >= self._plan.depth or self.conn is None:
+            return False
+        now = clock()
+        self._counts.lateness.record(now - self._load.due(number))
+        self.send(now)
+        return True
+
+    def is_behind(self) -> bool:
+        return self.conn is not None and self._load.due(self._next) < self._load.until
 
     def send(self, now: float) -> None:
         self._next += self._step
@@ -176,10 +185,9 @@ class PacedLine(Line):
     def settle(self, now: float) -> None:
         if not self._load.begun:
             return
-        interval = self._load.due(self._step) - self._load.due(0)
+        interval = self._load.period * self._step
         first = self._load.due(self._awaited)
-        # What is due at the very end belongs to no run; a millionth more or less is the arithmetic's.
-        waiting = max(ceil((min(now, self._load.until) - first) / interval - 1e-6), self.in_flight)
+        waiting = max(ceil((min(now, self._load.until) - first) / interval), self.in_flight)
         self._counts.latency.record_series(now - first, interval, waiting)
         self._counts.unanswered += self.in_flight
         self._counts.unsent += waiting - self.in_flight

@@ -31,7 +31,11 @@ IN_A_ROW: Final = 64
 TIMER_ERROR: Final = 0.0015
 #: Seconds of the sleep that lets all others have their turn.
 GIVE_WAY: Final = 0.000001
-#: Seconds after the end in which messages that were due before it, and are late by this program's own doing, are still sent.
+#: Seconds of a sleep where nothing is to be done in time.
+NAP: Final = 0.001
+#: Seconds before the end from which on a message counts as due behind it: what is due at the very end is not to hang on rounding.
+ARITHMETIC: Final = 0.00000001
+#: Seconds after the end in which messages that were due before it are still sent: the last ones of a server that keeps up.
 LATE_LIMIT: Final = 0.25
 #: Seconds between two looks whether the last replies are here.
 DRAIN_STEP: Final = 0.01
@@ -46,7 +50,8 @@ class Load:
 
     Attributes:
         counts: what has happened.
-        begun, until: `clock()` when the first message was due, and when no more is; 0 before that.
+        begun, until: `clock()` when the first message was due, and from when on no more is; 0 before that.
+        period: seconds from one message to the next one of any connection; 0 without a rate.
         sending: messages may be sent.
         hasty: connections end without their closing handshakes being waited for.
     """
@@ -57,7 +62,7 @@ class Load:
         self.begun = self.until = 0.0
         self.sending = False
         self.hasty = False
-        self._period = 1 / plan.rate if plan.rate is not None else 0.0
+        self.period = 1 / plan.rate if plan.rate is not None else 0.0
         self._lines: list[Line] = []
         self._openers = Pool(OPENING_AT_ONCE)
         self._stop = Event()
@@ -84,7 +89,7 @@ class Load:
 
     def due(self, number: int) -> float:
         """When the message with this number is due."""
-        return self.begun + number * self._period
+        return self.begun + number * self.period
 
     def one_has_ended(self) -> None:
         """A connection has."""
@@ -133,7 +138,7 @@ class Load:
         workers: list[Greenlet] = []
         self.sending = not plan.hold
         self.begun = clock()
-        self.until = self.begun + plan.duration
+        self.until = self.begun + plan.duration - ARITHMETIC
         counts.phase = "running"
         for number, line in enumerate(self._lines):
             line.begin(number, len(self._lines))
@@ -145,9 +150,7 @@ class Load:
             self.until = min(self.until, clock())
             counts.seconds = self.until - self.begun
             counts.alive_at_end, counts.answered_in_time = counts.alive, counts.answered
-            if plan.rate is not None:
-                gevent.joinall(workers[1:], timeout=LATE_LIMIT)
-            self.sending = False
+            self._send_the_last()
             counts.phase = "draining"
             self._drain()
         finally:
@@ -165,16 +168,14 @@ class Load:
 
     def _pace(self) -> None:
         """Tell each PacedLine when a message of its is due."""
-        lines, count, number = self._lines, len(self._lines), 0
-        while self.sending:
-            due = self.due(number)
+        lines, count, number, held = self._lines, len(self._lines), 0, 0
+        while self.sending and (due := self.due(number)) < self.until:
             early = due - clock()
-            if due >= self.until:
-                return
             if early > 0:
-                gevent.sleep(early - TIMER_ERROR if early > TIMER_ERROR else GIVE_WAY)
+                # While every line waits for replies, those send what is due: to watch the clock would only slow them down.
+                gevent.sleep(early - TIMER_ERROR if early > TIMER_ERROR else GIVE_WAY if held < count else NAP)
                 continue
-            lines[number % count].come_due(number)  # type: ignore[attr-defined]  # with a rate, they are PacedLines
+            held = 0 if lines[number % count].come_due(number) else held + 1  # type: ignore[attr-defined]  # a PacedLine
             number += 1
             if not number % IN_A_ROW:
                 gevent.sleep(GIVE_WAY)
@@ -188,6 +189,12 @@ class Load:
         for line in self._lines:
             if line.in_flight and line.waiting_since <= moment:
                 line.fail(f"no reply within {self.plan.timeout:g} seconds")
+
+    def _send_the_last(self) -> None:
+        deadline = clock() + LATE_LIMIT
+        while any(line.is_behind() for line in self._lines) and clock() < deadline and not self._stop.is_set():
+            gevent.sleep(DRAIN_STEP)
+        self.sending = False
 
     def _drain(self) -> None:
         """Wait for the last replies."""
