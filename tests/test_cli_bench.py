@@ -32,7 +32,7 @@ from gws_gevent.cli.load import GIVE_UP_AFTER, HASTE
 from gws_gevent.cli.load_plan import MAX_KIND, MAX_KINDS, OTHER_ERRORS, Counts
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.pairs import serving, url_of
-from tests.support import ROOT, Finished, free_port, require_module, run_program, wait_until
+from tests.support import ROOT, Finished, free_port, require_module, run_program, run_server_process, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -302,6 +302,17 @@ def test_hold_sends_nothing_and_tells_how_many_are_alive(bench: Bench) -> None:
     assert (echo.connected, echo.received) == (300, [])
 
 
+def test_thousands_of_connections_are_one_process() -> None:
+    with run_server_process(["-m", "gws_gevent", "serve", "--bind", "127.0.0.1:0"]) as server:
+        url = f"ws://127.0.0.1:{server.port}/echo"
+        for args in (["--hold"], ["--rate", "2000", "--check"]):
+            finished = run_program([*BENCH, url, "--connections", "2000", "--duration", "1", "--json", *args], timeout=60)
+            data = json.loads(finished.output)
+            assert (finished.status, data["errors"]) == (0, {})
+            assert data["connections"]["alive_at_end"] == 2000
+    assert data["messages"]["answered"] == data["messages"]["sent"] == 2000
+
+
 def test_hold_counts_those_that_are_lost(bench: Bench) -> None:
     class Moody(Echo):
         def on_open(self, conn: Connection) -> None:
@@ -502,7 +513,7 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
             ("c.pdf", b"%PDF", nowhere, [], 1),
         ):
             finished = run_program([*BENCH, url, "--duration", "0.1", "--plot", str(tmp_path / name), *args])
-            assert (finished.status, finished.errors) == (status, "")
+            assert (finished.status, finished.errors) == (status, ""), finished
             assert (tmp_path / name).read_bytes().startswith(begins)
 
 

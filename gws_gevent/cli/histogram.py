@@ -3,7 +3,7 @@
 Belongs here: counting durations, and what can be asked of the counts. Does not belong here: what is timed, how it is shown.
 
 Buckets are linear inside of each power of two, as in HdrHistogram: what is read back is at most 0.8 % above what was recorded,
-whatever its size, in 40 KB.
+whatever its size, and there are 4,608 of them.
 """
 
 from __future__ import annotations

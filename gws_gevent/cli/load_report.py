@@ -5,6 +5,7 @@ Belongs here: how figures look. Does not belong here: counting, arguments.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from math import floor, log10
@@ -271,6 +272,8 @@ def draw(plan: Plan, counts: Counts, path: str) -> None:
 
 
 def _new_figure() -> Any:
+    # Where it keeps its caches, and that it makes them anew, is nothing to whoever wants a plot.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         return import_module("matplotlib.figure").Figure(figsize=(13, 5), layout="constrained")
     except ImportError as error:
