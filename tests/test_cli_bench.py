@@ -13,7 +13,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +24,11 @@ import gevent.socket
 import pytest
 import trustme
 
-from gws_gevent import CloseInfo, Connection, EventHandler, Message, Refusal, Request, Server
+from gws_gevent import ClientOptions, CloseInfo, Connection, EventHandler, Message, Refusal, Request, Server
 from gws_gevent.cli import main
 from gws_gevent.cli.bench import add_arguments
-from gws_gevent.cli.load import GIVE_UP_AFTER, HASTE
-from gws_gevent.cli.load_plan import MAX_KIND, MAX_KINDS, OTHER_ERRORS, Counts
+from gws_gevent.cli.load import GIVE_UP_AFTER, Load
+from gws_gevent.cli.load_plan import MAX_KIND, MAX_KINDS, OTHER_ERRORS, Counts, Plan
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.pairs import serving, url_of
 from tests.support import ROOT, Finished, free_port, require_module, run_program, run_server_process, wait_until
@@ -171,8 +170,8 @@ def test_a_rate_is_kept(bench: Bench) -> None:
     assert data["messages"]["rate"] == 200
     assert data["messages"]["sent"] == data["messages"]["answered"] == data["latency"]["count"] == len(echo.received) == 100
     assert data["latency"]["since"] == "due"
-    assert data["lateness"]["count"] == 100
-    assert data["lateness"]["percentiles"]["50"] < 0.05
+    # Those that were sent with the reply before them have none.
+    assert 50 < data["lateness"]["count"] <= 100
 
 
 def stall_once(echo: Echo, conn: Connection, message: Message) -> None:
@@ -665,18 +664,19 @@ def test_an_interrupt_does_not_wait_for_replies_nor_long_for_closing() -> None:
     assert "messages     10 sent, 0 answered, 10 not\n" in finished.output
 
 
-def test_a_second_interrupt_does_not_wait_at_all() -> None:
-    with serving_deaf() as deaf, started(deaf.url, "--hold", "--duration", "inf", "--timeout", "600") as process:
-        wait_until(lambda: len(deaf.sockets) == 10, 20, "10 connections")
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        # The close frames: the first interrupt is being acted on.
-        wait_until(lambda: process.poll() is not None or deaf.has_been_sent_to(len(deaf.sockets)), 20, "close frames")
-        process.send_signal(signal.SIGINT)
-        finished = ended(process)
-    assert finished.status == 0, finished
-    assert time.monotonic() - began < HASTE
-    assert "opened       " in finished.output
+def test_a_second_interrupt_does_not_wait_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gws_gevent.cli.load.HASTE", 600.0)
+    with serving_deaf() as deaf:
+        options = ClientOptions(close_timeout=600.0)
+        load = Load(Plan(url=deaf.url, options=options, connections=3, duration=600.0, hold=True, timeout=600.0))
+        running = gevent.spawn(load.run)
+        wait_until(lambda: load.counts.phase == "running")
+        load.interrupt()
+        wait_until(lambda: deaf.has_been_sent_to(3), what="close frames")
+        assert (load.counts.phase, load.counts.alive) == ("closing", 3)
+        load.interrupt()
+        running.get(timeout=10)
+    assert (load.counts.alive, load.counts.alive_at_end, load.counts.errors) == (0, 3, {})
 
 
 def test_a_terminal_shows_how_it_goes() -> None:
