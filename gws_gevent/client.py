@@ -228,7 +228,7 @@ class _Opening:
     def _dial(self) -> Stream:
         assert self._route is not None
         dialer = self._route.dialer_to(self._url, self._client.options)
-        self.doing = f"connecting to {self._url.host_header}"
+        self.doing = f"connecting to {self._url.host_header}{self._route.by_way_of(self._url)}"
         return dialer.dial()
 
     def _shake_hands(self, conn: Connection) -> bool:

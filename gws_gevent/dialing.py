@@ -51,6 +51,11 @@ class Route:
         )
         return dialer(_endpoint_of(url), settings)
 
+    def by_way_of(self, url: WebSocketUrl) -> str:
+        """Say what stands between us and the server of a URL, for a sentence that ends with it; "" for nothing."""
+        proxy = choose_proxy(url, self.proxy)
+        return "" if proxy is None else f" through {proxy}"
+
 
 def _endpoint_of(url: WebSocketUrl) -> Endpoint:
     scheme = {"ws": "tcp", "wss": "tls"}.get(url.scheme, url.scheme.rpartition("+")[2])

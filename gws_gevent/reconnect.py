@@ -162,7 +162,7 @@ class Reconnect:
         gevent.spawn(self._come_back)
 
     def stop(self) -> None:
-        """Close the connection, with a closing handshake, and open no other. Idempotent; ends an iteration from another greenlet."""
+        """Close the connection, with a closing handshake, and open no other. Idempotent; also ends an iteration, from elsewhere."""
         self._over.set()
         if self._attempting is not None:
             get_hub().loop.run_callback(self._interrupt, self._attempting)
