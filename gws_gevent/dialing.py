@@ -81,14 +81,16 @@ class Tunnel(Dialer):
         try:
             stream = self._carrier.dial()
         except TransportError as error:
-            raise ProxyError(f"the proxy {self.proxy} cannot be reached: {error}", error_number=error.errno) from error
+            said = f"the proxy {self.proxy} cannot be reached: {error.strerror or error}"
+            raise ProxyError(said, error_number=error.errno) from error
         try:
             self._ask(stream)
             return stream
         except BaseException as error:
             stream.abort()
             if isinstance(error, TransportError) and not isinstance(error, ProxyError):
-                raise ProxyError(f"the proxy {self.proxy} broke off: {error}", error_number=error.errno) from error
+                said = f"the proxy {self.proxy} broke off: {error.strerror or error}"
+                raise ProxyError(said, error_number=error.errno) from error
             raise
 
     def _connect(self, stream: SocketStream) -> None:

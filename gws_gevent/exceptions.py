@@ -163,7 +163,8 @@ class ReconnectFailed(GwsError):
 
     def __init__(self, url: str, attempts: int, cause: Exception) -> None:
         times = "once" if attempts == 1 else f"{attempts} times"
-        super().__init__(f"gave up on {url}, tried {times}: {cause}")
+        words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        super().__init__(f"gave up on {url}, tried {times}: {words}")
         self.attempts = attempts
         self.__cause__ = cause
 

@@ -196,7 +196,6 @@ class Reconnect:
             pass
         except ReconnectFailed as failure:
             self._log(logging.ERROR, "%s", failure)
-            self._over.set()
             if self._on_give_up is not None:
                 self._on_give_up(failure)
 
@@ -277,6 +276,7 @@ class Reconnect:
         self._attempts += 1
         if self._attempts == self._max_attempts or _is_final(error):
             self.failure = ReconnectFailed(self._shown, self._attempts, error)
+            self._over.set()
             raise self.failure
         self._wait_longer()
         self._pause += _retry_after(error)

@@ -198,8 +198,9 @@ def test_socks_proxies_with_faults(what: str) -> None:
 
 @pytest.mark.parametrize("reply", [1, 2, 5, 8, 99])
 def test_replies_of_socks(reply: int) -> None:
-    with proxy_of("socks5h", reply=reply) as (proxy, _), pytest.raises(ProxyError, match="did not connect to chat.example:80") as caught:
-        connect("ws://chat.example/", proxy=proxy)
+    with proxy_of("socks5h", reply=reply) as (proxy, _):
+        with pytest.raises(ProxyError, match=r"did not connect to chat\.example:80") as caught:
+            connect("ws://chat.example/", proxy=proxy)
     assert caught.value.status == (None if reply == 99 else reply)
 
 

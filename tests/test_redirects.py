@@ -69,7 +69,7 @@ def test_without_a_scheme_tls_stays() -> None:
     assert led("wss://h/", "//other/x") == "wss://other/x"
 
 
-@pytest.mark.parametrize("location", ["ftp://h/", "ws://", "ws://h:99999/", "http://[::1/", "javascript:alert(1)", "ws+unix:/x", "/a b"])
+@pytest.mark.parametrize("location", ["ftp://h/", "ws://", "ws://h:99999/", "http://[::1/", "javascript:x()", "ws+unix:/x", "/a b"])
 def test_what_is_no_place_for_a_websocket(location: str) -> None:
     with pytest.raises(HandshakeRefused, match="no place for a WebSocket"):
         led("ws://h/", location)

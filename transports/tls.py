@@ -21,7 +21,6 @@ from gws_gevent.transports.base import (
     Listener,
     ListenSettings,
     PollableStream,
-    Stream,
     TlsFiles,
     refuse_unknown_params,
 )
@@ -88,7 +87,7 @@ class TlsDialer(Dialer):
                 raise TransportError(f"connect to {self.endpoint}: {error}") from error
             raise
 
-    def _begin(self, carrier: Stream) -> TlsStream:
+    def _begin(self, carrier: Any) -> TlsStream:
         """Offer the session of the last connection to the same server. If it is refused, the handshake is a full one by itself."""
         name = self.settings.server_name or self.endpoint.host
         sessions, server = sessions_of(self._context), server_key(self._context, self.endpoint, name)
