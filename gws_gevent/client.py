@@ -78,11 +78,10 @@ def connect(
 
 
 def shared_client(options: ClientOptions | None) -> Client:
-    """Return this hub's Client for an options object; it is forgotten when it has no connection and opens none."""
+    """Return this hub's Client for an options object: the same one as long as it has connections, or is opening one."""
     options = _DEFAULT if options is None else options_or_default(options, ClientOptions)
-    clients = runtime.current().clients
-    client: Client = clients.get(id(options)) or clients.setdefault(id(options), Client(options))
-    return client
+    client: Client | None = runtime.current().clients.get(id(options))
+    return client if client is not None else Client(options, shared=True)
 
 
 class Client(Service):
@@ -90,8 +89,14 @@ class Client(Service):
 
     options: ClientOptions
 
-    def __init__(self, options: ClientOptions | None = None) -> None:
+    def __init__(self, options: ClientOptions | None = None, *, shared: bool = False) -> None:
+        """Take options.
+
+        Args:
+            shared: while there are connections, `connect` with the same options object finds this client.
+        """
         Service.__init__(self, Side.CLIENT, options_or_default(options, ClientOptions))
+        self._shared = shared
         self._opening = 0
         self._watched: dict[Connection, Callable[[], object]] = {}
 
@@ -153,6 +158,8 @@ class Client(Service):
         refuse_parking(served, self.options)
         timer = gevent.Timeout.start_new(self.options.handshake_timeout)
         self._opening += 1
+        if self._shared:
+            self.runtime.clients[id(self.options)] = self
         try:
             conn = opening.run()
         except gevent.Timeout as raised:
@@ -183,9 +190,9 @@ class Client(Service):
         self._retire()
 
     def _retire(self) -> None:
-        """Be forgotten by `shared_client` while there is nothing to share: the options may be gone with their last connection."""
-        if not self.connections and not self._opening and self.runtime.clients.get(id(self.options)) is self:
-            del self.runtime.clients[id(self.options)]
+        """Be forgotten while there is nothing to share: a program that makes options for each connection leaves none behind."""
+        if self._shared and not self.connections and not self._opening:
+            self.runtime.clients.pop(id(self.options), None)
 
 
 class _Opening:
