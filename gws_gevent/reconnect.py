@@ -109,7 +109,7 @@ class Reconnect:
             max_delay: seconds below which every pause is.
             healthy_after: seconds after which a connection was a good one, and pauses are short again.
             max_attempts: failed attempts in a row after which to give up. None: never for that.
-            on_give_up: called with the ReconnectFailed, where there is a handler.
+            on_give_up: called with the ReconnectFailed, where there is a handler. None: it is logged.
 
         Raises:
             EndpointError, TypeError, ValueError: an argument is wrong.
@@ -195,9 +195,10 @@ class Reconnect:
         except _Stopped:
             pass
         except ReconnectFailed as failure:
-            self._log(logging.ERROR, "%s", failure)
             if self._on_give_up is not None:
                 self._on_give_up(failure)
+            else:
+                self._log(logging.ERROR, "%s", failure)
 
     def _ended(self) -> None:
         """In the greenlet of the connection, which has ended."""

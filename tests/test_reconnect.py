@@ -416,10 +416,20 @@ def test_a_handler_is_told(pauses: Pauses, caplog: pytest.LogCaptureFixture) -> 
     assert told == [again.failure]
     assert again.connection is None
     assert [event[0] for event in client.events] == ["open", "close"]
-    lost, refused, gave_up = [record.getMessage() for record in caplog.records if "ws://127.0.0.1" in record.getMessage()]
+    lost, refused = [record.getMessage() for record in caplog.records if "ws://127.0.0.1" in record.getMessage()]
     assert "connection lost" in lost
     assert "503" in refused
-    assert "gave up" in gave_up
+
+
+def test_where_nobody_is_told_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with at_the_door(Refusal(404)) as (url, _), pytest.raises(ReconnectFailed):
+        again = Reconnect(url, Recorder())
+        again.start()
+        again.wait(5)
+    wait_until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == str(again.failure)
 
 
 # Arguments
