@@ -8,8 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 
-from gws_gevent import ClientOptions, Connection, EventHandler, HandshakeRefused, Refusal, Request, Server, connect
+from gws_gevent import (
+    ClientOptions,
+    Connection,
+    EventHandler,
+    HandshakeRefused,
+    Refusal,
+    Request,
+    Server,
+    TransportError,
+    client_context,
+    connect,
+)
 from gws_gevent.handshake import Headers
 from gws_gevent.http_head import ResponseHead
 from gws_gevent.redirects import headers_after, is_redirect, next_url
@@ -158,6 +170,23 @@ def test_to_another_server_and_back_without_credentials() -> None:
             assert "cookie" not in request.headers
             assert request.headers["user-agent"] == "me"
         assert middle.headers["host"] == other.partition("//")[2]
+
+
+def test_from_none_to_tls_but_never_back(tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    ca, both = str(tmp_path / "ca.pem"), str(tmp_path / "both.pem")
+    authority.cert_pem.write_to_path(ca)
+    authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA).private_key_and_cert_chain_pem.write_to_path(both)
+    with guiding() as (plain, _), guiding(f"tls://127.0.0.1:0?cert={both}&key={both}") as (secure, _):
+        secure = secure.partition("?")[0].removesuffix("/")
+        with connect(f"{plain}/to?{secure}/end", ssl_context=client_context(ca)) as conn:
+            assert conn.receive(timeout=5) == "/end"
+            assert conn.stream.info("scheme") == "tls"
+        with pytest.raises(HandshakeRefused, match="not encrypted"):
+            connect(f"{secure}/to?{plain}/end", ssl_context=client_context(ca))
+        # A server name that is pinned is so everywhere.
+        with pytest.raises(TransportError, match=r"certificate"):
+            connect(f"{plain}/to?{secure}/end", ssl_context=client_context(ca), server_name="chat.example")
 
 
 def test_a_loop_ends() -> None:
