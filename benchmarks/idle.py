@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from benchmarks.processes import BenchmarkError, Server, dial, running, set_up
 
-__all__ = ["WARM_UP", "Crowd", "Idle", "measure", "resident"]
+__all__ = ["WARM_UP", "Crowd", "Idle", "measure", "resident", "resident_alone"]
 
 #: Connections opened before the first look at the server's memory: what a server makes once is not the price of a connection.
 WARM_UP = 10
@@ -167,10 +167,14 @@ def measure(
 
 def resident(pid: int) -> int:
     """Bytes of resident memory of a process and of all it started: the workers of a server that forks count."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    own = sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
     children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return own + sum(map(resident, children))
+    return resident_alone(pid) + sum(map(resident, children))
+
+
+def resident_alone(pid: int) -> int:
+    """Bytes of resident memory of one process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
 def _lenient_context() -> ssl.SSLContext:

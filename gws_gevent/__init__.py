@@ -17,6 +17,8 @@ from gws_gevent.exceptions import (
     MessageTooLarge,
     MissingExtra,
     ProtocolError,
+    ProxyError,
+    ReconnectFailed,
     Refusal,
     StreamClosed,
     TransportError,
@@ -26,6 +28,7 @@ from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Headers, Request, Response
 from gws_gevent.options import ClientOptions, ServerOptions
+from gws_gevent.reconnect import Reconnect
 from gws_gevent.server import Server, serve
 from gws_gevent.session import SessionStorage
 from gws_gevent.transports.base import ListenSettings, TlsFiles
@@ -59,6 +62,9 @@ __all__ = [
     "Opcode",
     "PreparedMessage",
     "ProtocolError",
+    "ProxyError",
+    "Reconnect",
+    "ReconnectFailed",
     "Refusal",
     "Request",
     "Response",

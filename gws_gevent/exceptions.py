@@ -12,6 +12,8 @@ Belongs here: the tree below, and the facts each exception carries. Does not bel
     |   +-- Refusal              server: answer this request with a status instead of upgrading it
     +-- TransportError           (also OSError) the transport failed: refused, reset, timed out, TLS
     |   +-- StreamClosed         the stream was closed or aborted on this side
+    |   +-- ProxyError           client: the proxy refused, broke off, or cannot be reached
+    +-- ReconnectFailed          client: a Reconnect has given up; carries how often it tried, and why
     +-- EndpointError            (also ValueError) an endpoint or URL that cannot be understood
     +-- MissingExtra             (also ImportError) an optional dependency is not installed
 """
@@ -34,6 +36,8 @@ __all__ = [
     "MessageTooLarge",
     "MissingExtra",
     "ProtocolError",
+    "ProxyError",
+    "ReconnectFailed",
     "Refusal",
     "StreamClosed",
     "TransportError",
@@ -93,11 +97,11 @@ class HandshakeRefused(HandshakeError):
         body: the first bytes of its body (bounded).
     """
 
-    def __init__(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    def __init__(self, status: int, headers: Headers, body: bytes = b"", why: str = "") -> None:
         said = f"the server answered {status} instead of 101"
         if status == 200:
             said += " (there is a page at this path, not a WebSocket endpoint)"
-        words = _first_line(body)
+        words = why or _first_line(body)
         super().__init__(f"{said}: {words}" if words else said)
         self.status = status
         self.headers = headers
@@ -133,6 +137,36 @@ class TransportError(GwsError, OSError):
 
 class StreamClosed(TransportError):
     """The stream was closed or aborted on this side while, or before, it was used."""
+
+
+class ProxyError(TransportError):
+    """The proxy did not connect us: it refused, broke off, or cannot be reached.
+
+    Attributes:
+        status: HTTP status of the answer to CONNECT, or the reply code of SOCKS5 (RFC 1928 section 6); None if there was none.
+    """
+
+    def __init__(self, said: str, status: int | None = None, *, error_number: int | None = None) -> None:
+        if error_number is None:
+            super().__init__(said)
+        else:
+            super().__init__(error_number, said)
+        self.status = status
+
+
+class ReconnectFailed(GwsError):
+    """A Reconnect has given up. Its cause is the error of the last attempt.
+
+    Attributes:
+        attempts: how often it tried since it was last connected.
+    """
+
+    def __init__(self, url: str, attempts: int, cause: Exception) -> None:
+        times = "once" if attempts == 1 else f"{attempts} times"
+        words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        super().__init__(f"gave up on {url}, tried {times}: {words}")
+        self.attempts = attempts
+        self.__cause__ = cause
 
 
 class EndpointError(GwsError, ValueError):

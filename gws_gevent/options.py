@@ -206,6 +206,8 @@ class ClientOptions(ConnectionOptions):
     """Extra headers of the opening handshake's request."""
     max_response_head: int = _bytes(64 * KiB, least=64)
     """Bytes of status line and headers of the server's answer."""
+    max_redirects: int = _count(10)
+    """Redirects that one `connect` follows. 0: none, and a redirect is a HandshakeRefused."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)

@@ -47,6 +47,7 @@ class Runtime:
         wheel: all deadlines.
         poller: what descriptors are waited for with, where the compiled build is in use; made by the first stream.
         tls_buffers: the memory BIOs that TLS streams share; made by the first of them.
+        clients: the Client of each ClientOptions in use, by the identity of the options.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Runtime:
         "_reserved",
         "_trim_timer",
         "buffer",
+        "clients",
         "hub",
         "poller",
         "scratch",
@@ -72,6 +74,7 @@ class Runtime:
         self.wheel = Wheel(hub.loop)
         self.poller: Any = None
         self.tls_buffers: Any = None
+        self.clients: dict[int, Any] = {}
         self._pings = (0.0, 0)
         self._lock = allocate_lock()
         self._reserved: dict[Any, int] = {}

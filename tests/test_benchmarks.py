@@ -17,6 +17,7 @@ from benchmarks.bench import Collected, Progress, Results
 from benchmarks.compare import Rates, Shape
 from benchmarks.libraries import FLOOR, GO, LIBRARIES, OURS, why_not
 from gws_gevent import ServerOptions
+from gws_gevent._accel import build_of
 from tests.support import free_port, require_tool, run_program
 
 SMALL = Shape(3, 64, 2)
@@ -352,3 +353,15 @@ def test_tls_broadcast_and_fairness_are_measured(tmp_path: Path) -> None:
     assert has_rows(text, "a bare", number, r"\d+\.\d\d"), text
     assert has_rows(text, "C epoll", number, r"\d+\.\d\d"), text
     assert has_rows(text, "gws_gevent", number, number, r"\d+\.\d\d"), text
+
+
+@ON_LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--reconnect",)], ids=["connect", "Reconnect"])
+def test_an_idle_connection_costs_its_client_little(more: tuple[str, ...]) -> None:
+    finished = run_program([sys.executable, "-m", "benchmarks.clients", "--connections", "1000", "--settle", "0.5", *more])
+    assert finished.status == 0, finished.errors
+    found = re.fullmatch(r"([0-9,]+) bytes for each of 1,000 connections\n", finished.output)
+    assert found is not None, finished.output
+    # About 2.2 KB, and 1.1 KB more for Reconnect; the plain build, and Pythons that keep the data stack, need 4 KB more and up.
+    assert 1000 < int(found[1].replace(",", "")) < (5000 if build_of("_fdio").TRIMS else 20_000)

@@ -19,6 +19,7 @@ import trustme
 
 from gws_gevent import CloseInfo, Connection, EventHandler, Message, Refusal, Request, Response, Server, ServerOptions
 from gws_gevent.transports.base import ListenSettings, TlsFiles
+from tests.proxies import http_proxy, socks_proxy
 from tests.support import ROOT, Finished, free_port, run_program, wait_until
 
 pytestmark = pytest.mark.slow
@@ -362,11 +363,75 @@ def test_an_interrupt_ends_the_opening_handshake() -> None:
         (["ws://127.0.0.1/", "--wait", "-1"], "argument --wait: '-1' is not a number of seconds, nor inf"),
         (["ws://127.0.0.1/", "--insecure"], "--insecure: ws://127.0.0.1/ uses no TLS"),
         (["wss://127.0.0.1/", "--ca", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "a proxy is http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT, not"),
+        (["ws+unix:/x", "--proxy", "http://x"], "ws+unix does not go through proxies"),
+        (["ws://127.0.0.1/", "--proxy", "ftp://x", "--reconnect"], "a proxy is http://HOST:PORT"),
         (["wss://127.0.0.1/", "--ca", "x", "--insecure"], "--insecure and --ca exclude each other"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(args: list[str], said: str) -> None:
     assert_one_line(run_connect(*args), 2, said)
+
+
+# Proxies
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5h"])
+def test_through_a_proxy(running: Running, kind: str) -> None:
+    with (http_proxy if kind == "http" else socks_proxy)() as between:
+        assert run_connect(running.url, "--once", "--proxy", f"{kind}://{between.place}", stdin="hi\n") == (0, "hi\n", "")
+        assert len(between.heads) == 1
+
+
+def test_the_environments_proxy_and_none(running: Running) -> None:
+    place = running.url.partition("//")[2]
+    with http_proxy() as between:
+        env = {"http_proxy": f"http://{between.place}"}
+        name = f"ws://{place.replace('127.0.0.1', 'chat.invalid')}"
+        finished = run_program([*CONNECT, name, "--once"], env=env)
+        assert_one_line(finished, 2, f"the proxy http://{between.place} gave no answer to CONNECT chat.invalid:")
+        assert len(between.heads) == 1
+        finished = run_program([*CONNECT, name, "--once", "--proxy", "none"], env=env)
+        assert_one_line(finished, 2, "chat.invalid")
+        assert len(between.heads) == 1
+
+
+def test_a_proxy_that_refuses_is_told_in_one_line(running: Running) -> None:
+    with http_proxy(login="Basic x") as between:
+        finished = run_connect(running.url, "--proxy", between.place)
+    assert_one_line(finished, 2, f"the proxy http://{between.place} answered 407 to CONNECT", "user name and a password")
+
+
+# Coming back
+
+
+def test_reconnect_gives_up_where_it_is_of_no_use(running: Running) -> None:
+    finished = run_connect(f"{running.url}/secret", "--reconnect", stdin="hi\n")
+    assert_one_line(finished, 2, f"gave up on {running.url}, tried once: the server answered 401 instead of 101: Who are you?")
+
+
+def test_reconnect_ends_with_the_input(running: Running) -> None:
+    assert run_connect(running.url, "--reconnect", "--wait", "0", stdin="hi\nthere\n") == (0, "hi\nthere\n", "")
+    assert run_connect(running.url, "--reconnect", "--once", stdin="hi\nthere\n") == (0, "hi\n", "")
+
+
+def test_a_line_waits_for_the_server() -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [*CONNECT, f"ws://127.0.0.1:{port}/", "--reconnect", "--once"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdin, process.stdout, process.stderr:
+        process.stdin.write(b"hi\n")
+        process.stdin.close()
+        os.set_blocking(process.stderr.fileno(), False)
+        wait_until(lambda: b"next attempt in" in (process.stderr.read() or b""), 20)  # type: ignore[union-attr]
+        with run_server(f"127.0.0.1:{port}"):
+            assert wait_for_end(process) == 0
+            assert process.stdout.read() == b"hi\n"
 
 
 # A terminal
@@ -471,3 +536,30 @@ def test_a_person_is_told_of_a_lost_connection(running: Running) -> None:
         person.type("abort\n")
         person.wait_for("closed: ")
         assert person.end() == 1
+
+
+def test_a_person_is_connected_again(running: Running) -> None:
+    with terminal(running.url, "--reconnect") as person:
+        person.wait_for("connected")
+        person.type("abort\n")
+        person.wait_for("connection lost (")
+        person.type("hello\n")
+        person.wait_for("connected")
+        person.wait_for("< hello\r\n")
+        person.type("close\n")
+        person.wait_for("connection lost (received 4001 'go away'")
+        person.wait_for("connected")
+        person.type("\x04")
+        person.wait_for("closed: server said 1000\r\n")
+        assert person.end() == 0
+
+
+def test_an_interrupt_ends_a_pause(running: Running) -> None:
+    with terminal(running.url, "--reconnect") as person:
+        person.wait_for("connected")
+        running.server.stop(0)
+        person.wait_for("connection lost (")
+        person.wait_for("refused")
+        person.process.send_signal(signal.SIGINT)
+        person.wait_for("closed: ")
+        assert person.end() in (0, 1)

@@ -26,7 +26,9 @@ from gws_gevent import (
     MessageTooLarge,
     ServerOptions,
     TransportError,
+    answers,
     connect,
+    runtime,
 )
 from gws_gevent.transports.memory import memory_pair
 from tests.pairs import EchoHandler, Recorder, paired, serving, url_of
@@ -149,11 +151,42 @@ def test_a_refusals_body_is_bounded() -> None:
     assert refused.value.body == b"x" * 4096
 
 
-def test_a_redirect_is_a_refusal_for_now() -> None:
-    answer = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
-    with answering(lambda head: answer) as url, pytest.raises(HandshakeRefused) as refused:
+REFUSED = b"HTTP/1.1 503 Busy\r\n"
+BODIES: dict[str, tuple[bytes, bytes]] = {
+    "none": (b"Content-Length: 0\r\n\r\n", b""),
+    "a length": (b"Content-Length: 4\r\n\r\nbusyness", b"busy"),
+    "in chunks": (b"Transfer-Encoding: chunked\r\n\r\n3\r\nvery\r\n"[:-3] + b"\r\n2\r\n b\r\n0\r\n\r\n", b"ver b"),
+    "to the end": (b"\r\nbusy, until we close", b"busy, until we close"),
+    "cut off": (b"Content-Length: 9\r\n\r\nbus", b"bus"),
+    "malformed chunks": (b"Transfer-Encoding: chunked\r\n\r\n3\r\nbus\r\nnonsense", b"bus"),
+    "large chunks": (b"Transfer-Encoding: chunked\r\n\r\nffff\r\n" + b"x" * 0xFFFF + b"\r\n0\r\n\r\n", b"x" * 4096),
+    "an offer to upgrade": (b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 4\r\n\r\nbusy", b"busy"),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_bodies_of_refusals(what: str) -> None:
+    sent, body = BODIES[what]
+    with answering(lambda head: REFUSED + sent) as url, pytest.raises(HandshakeRefused) as refused:
         connect(url)
-    assert (refused.value.status, refused.value.headers["Location"]) == (302, "/there")
+    assert refused.value.body == body
+
+
+def test_a_refusal_has_no_body_by_its_status() -> None:
+    with answering(lambda head: b"HTTP/1.1 304 x\r\n\r\nnot a body") as url, pytest.raises(HandshakeRefused) as refused:
+        connect(url)
+    assert refused.value.body == b""
+
+
+def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "BODY_TIMEOUT", 0.05)
+
+    def answer(sock: Any) -> None:
+        sock.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 9\r\n\r\nbusy")
+
+    with talking(answer) as url, pytest.raises(HandshakeRefused, match="503 instead of 101: busy") as refused:
+        connect(url)
+    assert refused.value.body == b"busy"
 
 
 def test_interim_responses_are_skipped_and_bounded() -> None:
@@ -191,6 +224,51 @@ def test_an_answer_that_does_not_come() -> None:
         with pytest.raises(TimeoutError, match=r"within 0\.1 seconds"):
             connect(url, options=ClientOptions(handshake_timeout=0.1))
         assert 0.1 <= time.monotonic() - began < 2
+
+
+@contextmanager
+def talking(talk: Callable[[Any], object]) -> Iterator[str]:
+    """Serve `talk(sock)`; the connection then stays open until the client closes it."""
+
+    def handle(sock: Any, _address: Any) -> None:
+        talk(sock)
+        while sock.recv(65536):
+            pass
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        yield f"ws://127.0.0.1:{server.server_port}/"
+    finally:
+        server.stop(timeout=1)
+
+
+HALVES: dict[str, tuple[str, bytes, str]] = {
+    "no answer": ("ws", b"", "still waiting for the answer of 127"),
+    "half a head": ("ws", b"HTTP/1.1 101 Switch", "still waiting for the answer of 127"),
+    "TLS": ("wss", b"", "still connecting to 127"),
+    "interim answers": ("ws", b"HTTP/1.1 103 x\r\n\r\n", "still waiting for the answer of 127"),
+}
+
+
+@pytest.mark.parametrize("what", HALVES)
+def test_the_deadline_holds_whatever_hangs(what: str) -> None:
+    scheme, said, still = HALVES[what]
+    with talking(lambda sock: sock.sendall(said)) as url, pytest.raises(TimeoutError, match=still):
+        connect(url.replace("ws", scheme), options=ClientOptions(handshake_timeout=0.1))
+
+
+def test_one_deadline_for_all_redirects() -> None:
+    with talking(lambda sock: None) as silent:
+        with answering(lambda head: f"HTTP/1.1 302 x\r\nLocation: {silent}\r\n\r\n".encode()) as url:
+            with pytest.raises(TimeoutError, match=f"still waiting for the answer of {silent[5:-1]}"):
+                connect(url, options=ClientOptions(handshake_timeout=0.1))
+
+
+def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *_: gevent.sleep(60))
+    with pytest.raises(TimeoutError, match=r"still connecting to chat\.example"):
+        connect("ws://chat.example/", options=ClientOptions(handshake_timeout=0.1), proxy=None)
 
 
 def test_a_timeout_of_the_callers_own_goes_through() -> None:
@@ -268,7 +346,7 @@ def test_from_stream_aborts_the_stream_when_it_fails() -> None:
     opening = gevent.spawn(lambda: Client.from_stream(theirs))
     buffer = bytearray(65536)
     ours.recv_into(buffer)
-    ours.send_all(b"HTTP/1.1 400 No\r\n\r\n")
+    ours.send_all(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
     with pytest.raises(HandshakeRefused):
         opening.get(timeout=5)
     with pytest.raises(TransportError):
@@ -278,9 +356,75 @@ def test_from_stream_aborts_the_stream_when_it_fails() -> None:
 
 def test_from_stream_has_a_deadline() -> None:
     ours, theirs = memory_pair()
-    with pytest.raises((TransportError, TimeoutError)):
+    with pytest.raises(TimeoutError, match=r"within 0\.1 seconds; still waiting for the answer of localhost"):
         Client.from_stream(theirs, options=ClientOptions(handshake_timeout=0.1))
+    with pytest.raises(TransportError):
+        ours.recv_into(bytearray(1000))
+        ours.recv_into(bytearray(1000))
     ours.close()
+
+
+def test_from_stream_follows_no_redirect() -> None:
+    ours, theirs = memory_pair()
+    opening = gevent.spawn(lambda: Client.from_stream(theirs))
+    ours.recv_into(bytearray(65536))
+    ours.send_all(b"HTTP/1.1 302 x\r\nLocation: /there\r\nContent-Length: 5\r\n\r\nthere")
+    with pytest.raises(HandshakeRefused, match="302 instead of 101: there"):
+        opening.get(timeout=5)
+    ours.close()
+
+
+def test_from_stream_sends_the_urls_password() -> None:
+    ours, theirs = memory_pair()
+    opening = gevent.spawn(lambda: Client.from_stream(theirs, "ws://anna:secret@h/"))
+    buffer = bytearray(65536)
+    assert b"\r\nAuthorization: Basic YW5uYTpzZWNyZXQ=\r\n" in buffer[: ours.recv_into(buffer)]
+    ours.close()
+    with pytest.raises(HandshakeError):
+        opening.get(timeout=5)
+
+
+# Clients
+
+
+def test_connections_with_the_same_options_share_a_client() -> None:
+    options = ClientOptions()
+    clients = runtime.current().clients
+    with serving(EchoHandler()) as server:
+        one, other = (connect(url_of(server), Recorder(), options) for _ in range(2))
+        assert one.id != other.id
+        assert set(clients[id(options)].connections) == {one, other}
+        # Equal is not the same: who wants limits of its own has options of its own.
+        third = connect(url_of(server), options=ClientOptions())
+        assert third not in clients[id(options)].connections
+        one.close()
+        other.close()
+        third.close()
+        wait_until(lambda: not clients)
+
+
+def test_a_client_that_could_not_connect_is_forgotten() -> None:
+    for _ in range(3):
+        with pytest.raises(TransportError):
+            connect(f"ws://127.0.0.1:{free_port()}/", options=ClientOptions())
+        with pytest.raises(EndpointError):
+            connect("http://127.0.0.1/", options=ClientOptions())
+        with pytest.raises(TypeError):
+            connect("ws://127.0.0.1/", 5, ClientOptions())  # type: ignore[arg-type]
+    assert not runtime.current().clients
+
+
+def test_a_client_of_ones_own() -> None:
+    client = Client(ClientOptions(subprotocols=["a"]))
+    with serving(EchoHandler(), ServerOptions(subprotocols=["a"])) as server:
+        conns = [client.connect(url_of(server)) for _ in range(3)]
+        assert [conn.id for conn in conns] == [1, 2, 3]
+        assert {conn.subprotocol for conn in conns} == {"a"}
+        assert set(client.connections) == set(conns)
+        for conn in conns:
+            conn.close()
+        assert not client.connections
+        assert not runtime.current().clients
 
 
 def test_limits_of_the_client() -> None:

@@ -22,7 +22,18 @@ import gevent
 import gevent.socket
 import pytest
 
-from gws_gevent import ClientOptions, Connection, HandshakeRefused, Server, ServerOptions, State, client_context, connect, serve
+from gws_gevent import (
+    ClientOptions,
+    Connection,
+    HandshakeRefused,
+    Reconnect,
+    Server,
+    ServerOptions,
+    State,
+    client_context,
+    connect,
+    serve,
+)
 from tests.support import ROOT, free_port, require_tool, run_program, wait_until
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -241,6 +252,7 @@ def test_the_map_names_every_page() -> None:
         ("server.md", "run_listener", Server.run_listener),
         ("server.md", "stop", Server.stop),
         ("client.md", "connect", connect),
+        ("client.md", "Reconnect", Reconnect),
     ],
 )
 def test_signatures_stand_in_the_pages(page: str, name: str, function: Any) -> None:

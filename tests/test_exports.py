@@ -14,7 +14,7 @@ from gws_gevent._accel import BUILT_TWICE, build_of
 from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
-EXPORTED = ("broadcast", "client", "exceptions", "frames", "handler", "options", "server", "session", "upgrader")
+EXPORTED = ("broadcast", "client", "exceptions", "frames", "handler", "options", "reconnect", "server", "session", "upgrader")
 #: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
 EXPORTED_IN_PART = {"connection": {"Connection"},
     "handshake": {"Headers", "Request", "Response"},
@@ -23,8 +23,9 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "cli", "deadlines", "extensions", "http_head", "incoming", "integrations", "message", "opening", "outgoing",
-    "partial_message", "protocol", "proxy_headers", "runtime", "service", "streamed", "timers", "transports", "urls", "writer",
+    "answers", "cli", "deadlines", "dialing", "extensions", "http_body", "http_head", "incoming", "integrations", "message",
+    "opening", "outgoing", "partial_message", "protocol", "proxies", "proxy_headers", "redirects", "runtime", "service",
+    "streamed", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]

@@ -20,12 +20,13 @@ from tests.support import ROOT
 LAYERS = {
     **dict.fromkeys(("exceptions", "frames", "options", "_compiled"), 0),
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
-    **dict.fromkeys(("handshake", "http_head", "message", "partial_message", "protocol", "proxy_headers", "urls"), 2),
+    **dict.fromkeys(("handshake", "http_body", "http_head", "message", "partial_message", "protocol"), 2),
+    **dict.fromkeys(("proxies", "proxy_headers", "redirects", "urls"), 2),
     **dict.fromkeys(("_fdio", "_tls_stream", "runtime", "timers", "transports"), 3),
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
     ),
-    **dict.fromkeys(("client", "integrations", "opening", "server", "upgrader"), 5),
+    **dict.fromkeys(("answers", "client", "dialing", "integrations", "opening", "reconnect", "server", "upgrader"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
 
@@ -46,6 +47,7 @@ GREENLETS = {"gevent", "greenlet"}
 THIRD_PARTY = {0: set[str](), 1: set[str](), 2: {"httptools"}, 3: GREENLETS, 4: GREENLETS, 5: GREENLETS, 6: GREENLETS}
 #: What one module, or one folder, may import besides.
 OWN_LIBRARY = {
+    "dialing": {"python_socks"},
     "extensions": {"isal", "zlib_ng"},
     "transports.quic": {"aioquic"},
     "transports.h3": {"aioquic"},

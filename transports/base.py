@@ -353,6 +353,8 @@ class DialSettings:
     """None: the system's authorities."""
     server_name: str | None = None
     """Name for SNI and certificate checks. None: the endpoint's host."""
+    tunnel: Dialer | None = None
+    """Opens the TCP connection below TLS, a SocketStream, by another way than straight to the endpoint. None: straight."""
 
 
 class Transport(Protocol):

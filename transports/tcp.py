@@ -1,6 +1,7 @@
 """TCP: its listener and its dialer, and the stream that it shares with Unix sockets.
 
-Belongs here: TCP's own options. Does not belong here: the stream itself (gws_gevent/_fdio), the accept loop (accepting.py), TLS.
+Belongs here: TCP's own options. Does not belong here: the stream itself (gws_gevent/_fdio), the accept loop (accepting.py), which
+address is connected to (happy_eyeballs.py), TLS.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 import _socket
 from typing import TYPE_CHECKING
 
-import gevent.socket
-
 from gws_gevent._accel import build_of
-from gws_gevent.exceptions import EndpointError, TransportError
+from gws_gevent.exceptions import EndpointError
 from gws_gevent.transports.accepting import SocketListener, resolve
 from gws_gevent.transports.base import (
     Dialer,
@@ -23,6 +22,7 @@ from gws_gevent.transports.base import (
     as_transport_error,
     refuse_unknown_params,
 )
+from gws_gevent.transports.happy_eyeballs import connect_to_first, interleaved
 
 if TYPE_CHECKING:
     from gws_gevent._fdio import SocketStream
@@ -51,25 +51,17 @@ class TcpDialer(Dialer):
         self.settings = settings or DialSettings()
 
     def dial(self) -> SocketStream:
-        doing = f"connect to {self.endpoint}"
+        """See Dialer. A name that has several addresses is connected by RFC 8305."""
         try:
-            found = resolve(self.endpoint.host, self.endpoint.port)
-        except OSError as error:
-            raise as_transport_error(error, doing) from error
-        failure: TransportError | None = None
-        for family, address in found:
-            sock = gevent.socket.socket(family, _socket.SOCK_STREAM)
+            sock = connect_to_first(interleaved(resolve(self.endpoint.host, self.endpoint.port)))
             try:
-                sock.settimeout(None)
-                sock.connect(address)
                 if self.settings.no_delay:
                     sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
                 return SocketStream.adopt(sock)
-            except OSError as error:
-                failure = as_transport_error(error, doing)
             finally:
                 sock.close()
-        raise failure or TransportError(f"{doing}: the name has no address")
+        except OSError as error:
+            raise as_transport_error(error, f"connect to {self.endpoint}") from error
 
 
 def listen(endpoint: Endpoint, settings: ListenSettings) -> Listener:

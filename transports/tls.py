@@ -72,7 +72,7 @@ class TlsDialer(Dialer):
     def __init__(self, endpoint: Endpoint, settings: DialSettings | None = None) -> None:
         self.endpoint = endpoint
         self.settings = settings or DialSettings()
-        self._carrier = TcpDialer(endpoint, self.settings)
+        self._carrier: Dialer = self.settings.tunnel or TcpDialer(endpoint, self.settings)
         self._context = self.settings.ssl_context or _default_context()
 
     def dial(self) -> TlsStream:
@@ -87,7 +87,7 @@ class TlsDialer(Dialer):
                 raise TransportError(f"connect to {self.endpoint}: {error}") from error
             raise
 
-    def _begin(self, carrier: SocketStream) -> TlsStream:
+    def _begin(self, carrier: Any) -> TlsStream:
         """Offer the session of the last connection to the same server. If it is refused, the handshake is a full one by itself."""
         name = self.settings.server_name or self.endpoint.host
         sessions, server = sessions_of(self._context), server_key(self._context, self.endpoint, name)

@@ -6,10 +6,12 @@ Belongs here: arguments, and when the connection is to be closed. Does not belon
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import ssl
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -20,10 +22,11 @@ from gws_gevent.cli.errors import OutputError, UsageError, describe, positive_se
 from gws_gevent.cli.terminal import Input, Screen, standard_streams
 from gws_gevent.client import connect
 from gws_gevent.connection import Connection
-from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
+from gws_gevent.exceptions import ConnectionClosed, GwsError, ReconnectFailed, TransportError
 from gws_gevent.frames import Close, CloseInfo
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.options import ClientOptions
+from gws_gevent.reconnect import Reconnect
 from gws_gevent.transports.base import TlsFiles
 from gws_gevent.transports.tls_contexts import client_context, server_context
 from gws_gevent.urls import parse_url
@@ -54,6 +57,7 @@ exit status:
 examples:
   gws-gevent connect "ws://127.0.0.1:3001/chat?name=Ada"
   echo hello | gws-gevent connect ws://127.0.0.1:3001/echo --once
+  gws-gevent connect wss://example.org/chat --proxy socks5h://127.0.0.1:1080 --reconnect
   gws-gevent connect wss://example.org/feed --header "Authorization: Bearer TOKEN" --wait inf </dev/null >feed.txt
 """
 
@@ -68,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
     add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
     add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
+    add(
+        "--proxy",
+        metavar="URL",
+        help="go through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT (default: as the environment says, as in "
+        "https_proxy and no_proxy); none goes straight",
+    )
+    add("--reconnect", action="store_true", help="open the connection again whenever it is lost, until the end of the input")
     add(
         "--timeout",
         type=positive_seconds,
@@ -98,13 +109,16 @@ def _wait(text: str) -> float | None:
 
 def run(args: argparse.Namespace) -> int:
     """Talk to the server until the connection ends."""
-    options = _options(args)
-    context = _tls_context(args)
     source, screen = standard_streams()
     talk = Talk(source, screen, args)
+    options = _options(args, talk.logger)
+    context = _tls_context(args)
+    proxy: str | bool | None = True if args.proxy is None else None if args.proxy == "none" else args.proxy
     watcher = gevent.signal_handler(signal.SIGINT, talk.interrupt)
     try:
-        conn = connect(args.url, talk, options, ssl_context=context)
+        if args.reconnect:
+            return talk.keep(Reconnect(args.url, talk, options, ssl_context=context, proxy=proxy, on_give_up=talk.give_up))
+        conn = connect(args.url, talk, options, ssl_context=context, proxy=proxy)
         return talk.finish(conn)
     except BrokenPipeError:
         raise
@@ -114,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         watcher.cancel()
 
 
-def _options(args: argparse.Namespace) -> ClientOptions:
+def _options(args: argparse.Namespace, logger: logging.Logger) -> ClientOptions:
     headers: dict[str, str] = {}
     for text in args.header:
         name, separator, value = text.partition(":")
@@ -125,7 +139,11 @@ def _options(args: argparse.Namespace) -> ClientOptions:
         headers[name.strip()] = value.strip()
     try:
         return ClientOptions(
-            headers=headers, subprotocols=args.subprotocol, handshake_timeout=args.timeout, close_timeout=args.timeout
+            headers=headers,
+            subprotocols=args.subprotocol,
+            handshake_timeout=args.timeout,
+            close_timeout=args.timeout,
+            logger=logger,
         )
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
@@ -156,7 +174,11 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
 
 
 class Talk(EventHandler):
-    """One connection between stdin, stdout and the server."""
+    """One connection after the other, and mostly just one, between stdin, stdout and the server.
+
+    Attributes:
+        logger: shows what Reconnect tells; all else goes where records of the library go.
+    """
 
     def __init__(self, source: Input, screen: Screen, args: argparse.Namespace) -> None:
         self._source = source
@@ -167,25 +189,48 @@ class Talk(EventHandler):
         self._timeout: float = args.timeout
         self._shown = 0
         self._in_vain = False
+        self._open = Event()
         self._ended = Event()
         self._news = Event()
         self._all_read = Event()
         self._problem: Exception | None = None
         self._interrupted = False
+        self._leaving = False
         self._conn: Connection | None = None
+        self._again: Reconnect | None = None
         self._main = getcurrent()
+        self.logger = logging.Logger("gws_gevent.connect", logging.INFO)
+        self.logger.addHandler(_Notes(self._note))
+
+    def keep(self, again: Reconnect) -> int:
+        """Open the connection, and again when it is lost, feed it from stdin until its end, and return the exit status."""
+        self._again = again
+        again.start()
+        try:
+            return self._talk()
+        finally:
+            again.stop()
 
     def finish(self, conn: Connection) -> int:
         """Feed the connection from stdin until it has ended, and return the exit status."""
         self._conn = conn
-        feeder = gevent.spawn(self._feed, conn)
+        self._open.set()
+        return self._talk()
+
+    def give_up(self, failure: ReconnectFailed) -> None:
+        """Reconnect has given up."""
+        self._problem = UsageError(str(failure))
+        self._ended.set()
+
+    def _talk(self) -> int:
+        feeder = gevent.spawn(self._feed)
         try:
             self._ended.wait()
         finally:
             feeder.kill()
         if self._problem is not None:
             raise self._problem
-        info = conn.close_info or CloseInfo()
+        info = (self._conn.close_info if self._conn is not None else None) or CloseInfo()
         self._screen.note(f"closed: {_describe(info)}")
         self._screen.leave()
         if not info.clean and not self._screen.terminal:
@@ -208,11 +253,23 @@ class Talk(EventHandler):
             self._conn.abort()
         else:
             self._interrupted = True
+            self._close()
+
+    def _close(self) -> None:
+        """Close the connection, and open no other."""
+        self._leaving = True
+        if self._again is not None:
+            self._again.stop()
+        if self._conn is not None:
             self._conn.close()
+        if not self._open.is_set():
+            self._ended.set()  # no on_close is to come
 
     # Events of the connection
 
     def on_open(self, conn: Connection) -> None:
+        self._conn = conn
+        self._open.set()
         spoken = f", subprotocol {conn.subprotocol}" if conn.subprotocol is not None else ""
         hint = "; Ctrl-D or Ctrl-C closes" if self._source.terminal else ""
         self._show(conn, self._screen.note, f"connected to {self._url}{spoken}{hint}")
@@ -235,43 +292,67 @@ class Talk(EventHandler):
             self._show(conn, self._screen.note, f"< pong{_payload(payload)}")
 
     def on_close(self, conn: Connection, info: CloseInfo) -> None:
-        self._ended.set()
+        self._open.clear()
+        if self._again is None or self._leaving:
+            self._ended.set()
 
     # What this side does
 
-    def _feed(self, conn: Connection) -> None:
+    def _feed(self) -> None:
         """Send stdin, and close when it is time to."""
         try:
             if self._once and self._source.terminal:
-                gevent.spawn(self._close_after_one, conn)
+                gevent.spawn(self._close_after_one)
             for line in self._source.lines():
-                conn.send(line)
+                self._say(partial(Connection.send, data=line))
                 self._screen.ask()
-            self._await_answers(conn)
+            self._await_answers()
         except ConnectionClosed:
             return
         except (UsageError, OutputError, BrokenPipeError) as error:
             self._problem = error
         except (GwsError, OSError) as error:
             self._problem = UsageError(describe(error))
-        conn.close()
+        self._close()
 
-    def _close_after_one(self, conn: Connection) -> None:
+    def _say(self, say: Callable[[Connection], object]) -> None:
+        """Write to the connection; if it is lost, to the next one, where there will be one."""
+        while True:
+            self._open.wait()
+            conn = self._conn
+            assert conn is not None
+            try:
+                say(conn)
+                return
+            except ConnectionClosed:
+                if self._again is None or self._leaving:
+                    raise
+                if conn is self._conn:
+                    self._open.clear()
+
+    def _close_after_one(self) -> None:
         self._news.wait()
-        conn.close()
+        self._close()
 
-    def _await_answers(self, conn: Connection) -> None:
+    def _await_answers(self) -> None:
         if self._once:
             self._in_vain = not self._news.wait(self._timeout)
             return
         if self._source.terminal:
             return
-        conn.write_ping(END_OF_INPUT)
+        self._say(lambda conn: conn.write_ping(END_OF_INPUT))
         self._all_read.wait(self._timeout)
         while True:
             self._news.clear()
             if not self._news.wait(self._wait):
                 return
+
+    def _note(self, text: str) -> None:
+        """Tell what happens besides messages, also where nobody types."""
+        if self._screen.terminal:
+            self._screen.note(text)
+        else:
+            print(f"gws-gevent: {text}", file=sys.stderr)
 
     def _show(self, conn: Connection, show: Callable[[Any], None], what: str | bytes) -> None:
         """Show something; if that cannot be done any more, end the connection."""
@@ -279,7 +360,22 @@ class Talk(EventHandler):
             show(what)
         except (BrokenPipeError, OutputError) as error:
             self._problem = error
+            self._leaving = True
             conn.write_close()
+
+
+class _Notes(logging.Handler):
+    """Hands what Reconnect tells to a function, and all other records on to where they belong."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO:
+            self._note(record.getMessage())
+        else:
+            logging.getLogger("gws_gevent").handle(record)
 
 
 def _payload(payload: bytes) -> str:
