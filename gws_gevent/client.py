@@ -14,6 +14,7 @@ from greenlet import greenlet
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, HandshakeRefused
+from gws_gevent.extensions.permessage_deflate import offer
 from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import judge_response, make_key, parse_response, request_head
@@ -130,13 +131,14 @@ class Client(Service):
         headers = dict(options.headers)
         if url.authorization is not None and not any(name.lower() == "authorization" for name in headers):
             headers["Authorization"] = url.authorization
-        conn.stream.send_all(request_head(url.target, url.host_header, key, headers, options.subprotocols))
+        extensions = offer(options.permessage_deflate) if options.permessage_deflate is not None else ""
+        conn.stream.send_all(request_head(url.target, url.host_header, key, headers, options.subprotocols, extensions))
         response, rest = self._read_response(conn.stream)
         if response.status != 101:
             body = self._read_body(conn.stream, response, rest)
             raise HandshakeRefused(response.status, response.headers, body)
-        acceptance = judge_response(response, key, options.subprotocols)
-        conn.accepted(acceptance.subprotocol, None, None, rest)
+        acceptance = judge_response(response, key, options.subprotocols, extensions, options.permessage_deflate)
+        conn.accepted(acceptance.subprotocol, acceptance.deflate, None, None, rest)
 
     def _read_response(self, stream: Stream) -> tuple[ResponseHead, bytes]:
         rest = b""
