@@ -99,15 +99,14 @@ class Outgoing(Timed):
         payload = utf8(data) if opcode is TEXT and type(data) is str else encode(opcode, data)
         self._check_size(len(payload))
         deflate = self._protocol.rules.deflate
-        if deflate is not None and deflate.is_wanted(len(payload), compress):
-            opcode = opcode | RSV1
+        compressed = deflate is not None and deflate.is_wanted(len(payload), compress)
         if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode, encode(opcode, data), None)
+            self._queue_from_thread(opcode | RSV1 if compressed else opcode, encode(opcode, data), None)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
-        if deflate is not None and opcode & RSV1:
-            self._write_compressed(opcode, payload)
+        if compressed:
+            self._write_compressed(opcode, encode(opcode, data))
         else:
             self._write_frame(opcode, payload, True)
 
@@ -167,17 +166,15 @@ class Outgoing(Timed):
             self.write_message(frame.opcode, frame.payload)
             return
         self._check_size(len(frame.payload))
+        deflate = self._protocol.rules.deflate
         if thread_id() != self._service.thread:
-            deflate = self._protocol.rules.deflate
-            wanted = deflate is not None and deflate.is_wanted(len(frame.payload), None)
-            self._queue_from_thread(frame.opcode | RSV1 if wanted else frame.opcode, frame.payload, None)
+            compressed = deflate is not None and deflate.is_wanted(len(frame.payload), None)
+            self._queue_from_thread(frame.opcode | RSV1 if compressed else frame.opcode, frame.payload, None)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
-        self._write_whole_frame(
-            frame.frame if self._protocol.rules.deflate is None else frame.frame_for(self._protocol.rules.deflate)
-        )
+        self._write_whole_frame(frame.frame if deflate is None else frame.frame_for(deflate))
 
     def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE, compress: bool | None = None) -> None:
         """Write what a binary file holds as one message in fragments, with no more than two of them in memory."""
@@ -278,10 +275,10 @@ class Outgoing(Timed):
         deflate = self._protocol.rules.deflate
         data = deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
         if data is None:
-            self._write_frame(opcode & ~RSV1, payload, True)
+            self._write_frame(opcode, payload, True)
             return
         try:
-            self._write_frame(opcode, data, True)
+            self._write_frame(opcode | RSV1, data, True)
         except WriteQueueFull:
             # It is not sent: what comes next may not refer to it.
             deflate.forget()  # type: ignore[union-attr]

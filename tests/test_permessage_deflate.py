@@ -253,7 +253,8 @@ def test_wrong_options(name: str, value: Any) -> None:
 def test_a_side_cannot_deflate_with_8() -> None:
     for mine, theirs in product(("server", "client"), repeat=2):
         make = ServerOptions if mine == "server" else ClientOptions
-        narrow = PermessageDeflate(**{f"{theirs}_max_window_bits": 8})
+        bits: dict[str, Any] = {f"{theirs}_max_window_bits": 8}
+        narrow = PermessageDeflate(**bits)
         if mine == theirs:
             with pytest.raises(ValueError, match=f"^permessage_deflate: a {mine} takes {mine}_max_window_bits from 9 to 15"):
                 make(permessage_deflate=narrow)

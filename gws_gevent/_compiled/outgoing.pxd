@@ -28,6 +28,7 @@ cdef class Outgoing(Timed):
     cdef list _batch
     cdef Py_ssize_t _accounted
 
+    @cython.locals(compressed=bint)
     cpdef write_message(self, opcode, data, compress=*)
     cdef _write_compressed(self, int opcode, payload)
     cdef _append_message(self, Writer writer, int opcode, payload)

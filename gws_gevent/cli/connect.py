@@ -23,7 +23,7 @@ from gws_gevent.connection import Connection
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import Close, CloseInfo
 from gws_gevent.handler import EventHandler, Message
-from gws_gevent.options import ClientOptions
+from gws_gevent.options import ClientOptions, PermessageDeflate
 from gws_gevent.transports.base import TlsFiles
 from gws_gevent.transports.tls_contexts import client_context, server_context
 from gws_gevent.urls import parse_url
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("url", metavar="URL", help="the server, see below")
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
+    add("--compress", action="store_true", help="compress messages if the server agrees (permessage-deflate)")
     add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
     add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
     add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
@@ -125,7 +126,11 @@ def _options(args: argparse.Namespace) -> ClientOptions:
         headers[name.strip()] = value.strip()
     try:
         return ClientOptions(
-            headers=headers, subprotocols=args.subprotocol, handshake_timeout=args.timeout, close_timeout=args.timeout
+            headers=headers,
+            subprotocols=args.subprotocol,
+            permessage_deflate=PermessageDeflate() if args.compress else None,
+            handshake_timeout=args.timeout,
+            close_timeout=args.timeout,
         )
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
@@ -214,6 +219,7 @@ class Talk(EventHandler):
 
     def on_open(self, conn: Connection) -> None:
         spoken = f", subprotocol {conn.subprotocol}" if conn.subprotocol is not None else ""
+        spoken += ", compressed" if conn.extensions else ""
         hint = "; Ctrl-D or Ctrl-C closes" if self._source.terminal else ""
         self._show(conn, self._screen.note, f"connected to {self._url}{spoken}{hint}")
 

@@ -4,7 +4,7 @@ Belongs here: the codecs, who has a compressor when, and what an inflated messag
 (permessage_deflate.py), frames, UTF-8.
 
 A compressor that is flushed fully has forgotten what it has seen, so its next message stands alone: one serves all connections
-without context takeover, one after the other. A decompressor cannot be made to forget and is cheap to make: each message has a new one.
+without context takeover, one after the other. A decompressor cannot be made to forget, and is cheap: each message has a new one.
 """
 
 from __future__ import annotations
