@@ -106,7 +106,7 @@ class Outgoing(Timed):
         while self._streamed is not None:
             self._wait_for_streamed()
         if compressed:
-            self._write_compressed(opcode, encode(opcode, data))
+            self._write_compressed(opcode, encode(opcode, data), compress is True)
         else:
             self._write_frame(opcode, payload, True)
 
@@ -269,11 +269,11 @@ class Outgoing(Timed):
             return
         self._write_frame(opcode, payload, True)
 
-    def _write_compressed(self, opcode: int, payload: bytes | bytearray | memoryview) -> None:
+    def _write_compressed(self, opcode: int, payload: bytes | bytearray | memoryview, always: bool) -> None:
         """Compress a message and write it: the order of the two is the same for all messages."""
         self._check_open()
         deflate = self._protocol.rules.deflate
-        data = deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
+        data = deflate.compress(payload, always)  # type: ignore[union-attr]  # see write_message
         if data is None:
             self._write_frame(opcode, payload, True)
             return

@@ -329,13 +329,22 @@ def test_the_threshold_decides_and_the_writer_overrides_it() -> None:
 def test_what_does_not_get_smaller_goes_as_it_is() -> None:
     def write(conn: Connection) -> None:
         conn.send(NOISE)
-        conn.write_message(Opcode.BINARY, b"x", compress=True)
         conn.write_async(Opcode.BINARY, NOISE)
         conn.write_prepared(PreparedMessage(Opcode.BINARY, NOISE))
 
     frames, got = on_the_wire(write)
-    assert [first for first, _ in frames] == [FIN | BINARY] * 4
-    assert got == [NOISE, b"x", NOISE, NOISE]
+    assert [first for first, _ in frames] == [FIN | BINARY] * 3
+    assert got == [NOISE, NOISE, NOISE]
+
+
+def test_what_is_to_be_compressed_is_compressed_though_it_gets_larger() -> None:
+    def write(conn: Connection) -> None:
+        conn.write_message(Opcode.BINARY, b"x", compress=True)
+        conn.write_message(Opcode.TEXT, "", compress=True)
+
+    frames, got = on_the_wire(write)
+    assert [first for first, _ in frames] == [FIN | RSV1 | BINARY, FIN | TEXT]
+    assert (unpack(frames[0][1]), got) == (b"x", [b"x", ""])
 
 
 def test_every_way_of_writing_compresses() -> None:

@@ -161,20 +161,20 @@ class Deflate:
             return compress
         return self.keeps_context or size >= self._compression.options.threshold
 
-    def compress(self, payload: bytes | bytearray | memoryview) -> bytes | None:
-        """Compress a message that is sent next; None if it is better sent as it is."""
+    def compress(self, payload: bytes | bytearray | memoryview, always: bool = False) -> bytes | None:
+        """Compress a message that is sent next; None if it is no smaller then, unless `always` or a context is kept."""
         if not self.keeps_context:
-            return self.compress_alone(payload)
+            return self.compress_alone(payload, always)
         if self._compressor is None:
             self._compressor = self._compression.new_compressor(self.bits)
         return _finished(self._compressor.compress(payload) + self._compressor.flush(zlib.Z_SYNC_FLUSH))
 
-    def compress_alone(self, payload: bytes | bytearray | memoryview) -> bytes | None:
-        """Compress a message so that it refers to no other; None if that makes it no smaller."""
+    def compress_alone(self, payload: bytes | bytearray | memoryview, always: bool = False) -> bytes | None:
+        """Compress a message so that it refers to no other; None if that makes it no smaller, unless `always`."""
         compressor = self._compression.take(self.bits)
         data = _finished(compressor.compress(payload) + compressor.flush(zlib.Z_FULL_FLUSH))
         self._compression.give_back(self.bits, compressor)
-        return data if len(data) < len(payload) else None
+        return data if always or len(data) < len(payload) else None
 
     def begin(self) -> Deflation:
         """Begin a message that is compressed piece by piece; nothing else may be compressed for the connection until it ends."""
