@@ -9,7 +9,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, ServerPerMessageDeflateFactory
 
 TEXT = "compress me, please " * 50
-MESSAGES = [TEXT, TEXT, "short", bytes(range(256)) * 40, "", TEXT * 100, TEXT]
+MESSAGES: list[str | bytes] = [TEXT, TEXT, "short", bytes(range(256)) * 40, "", TEXT * 100, TEXT]
 
 
 async def client(url: str, combinations: list[dict[str, object]]) -> None:
