@@ -27,7 +27,7 @@ from gws_gevent.exceptions import (
 from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Headers, Request, Response
-from gws_gevent.options import ClientOptions, ServerOptions
+from gws_gevent.options import ClientOptions, PermessageDeflate, ServerOptions
 from gws_gevent.reconnect import Reconnect
 from gws_gevent.server import Server, serve
 from gws_gevent.session import SessionStorage
@@ -60,6 +60,7 @@ __all__ = [
     "MessageTooLarge",
     "MissingExtra",
     "Opcode",
+    "PermessageDeflate",
     "PreparedMessage",
     "ProtocolError",
     "ProxyError",

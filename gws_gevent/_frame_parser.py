@@ -20,19 +20,22 @@ class FrameParser:
     Args:
         expect_masked: True on a server: clients mask every frame, servers none (section 5.1).
         max_payload: bytes a data frame may declare; 1009 above it.
+        allow_compressed: permessage-deflate was negotiated.
     """
 
-    __slots__ = ("expect_masked", "fin", "length", "max_payload", "opcode")
+    __slots__ = ("allow_compressed", "compressed", "expect_masked", "fin", "length", "max_payload", "opcode")
 
-    def __init__(self, expect_masked: bool, max_payload: int) -> None:
+    def __init__(self, expect_masked: bool, max_payload: int, allow_compressed: bool = False) -> None:
         self.expect_masked = expect_masked
         self.max_payload = max_payload
+        self.allow_compressed = allow_compressed
+        self.compressed = False
         self.fin = True
         self.opcode = 0
         self.length = 0
 
     def read_header(self, data: bytes | bytearray, at: int, end: int, fragmented: bool) -> int:
-        """Read the header at `at` and leave it in `fin`, `opcode` and `length`.
+        """Read the header at `at` and leave it in `fin`, `compressed`, `opcode` and `length`.
 
         Args:
             data: the buffer; only `data[at:end]` is looked at.
@@ -51,8 +54,8 @@ class FrameParser:
         second = data[at + 1]
         opcode = first & 0x0F
         length = second & 0x7F
-        # 5.2: no extension gave the reserved bits a meaning.
-        if first & 0x70:
+        # 5.2: a reserved bit means what a negotiated extension says. RFC 7692 section 6: RSV1 stands on a message's first frame.
+        if first & 0x70 and (first & 0x30 or not self.allow_compressed or opcode == 0 or opcode >= 8):
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
         # 5.1: a client masks, a server does not.
         if (second >= 0x80) != self.expect_masked:
@@ -95,6 +98,7 @@ class FrameParser:
             if available < size:
                 return 0
         self.fin = first >= 0x80
+        self.compressed = (first & 0x40) != 0
         self.opcode = opcode
         self.length = length
         return size

@@ -19,6 +19,7 @@ from gws_gevent._accel import build_of
 from gws_gevent.answers import read_answer, read_body
 from gws_gevent.dialing import Route
 from gws_gevent.exceptions import HandshakeRefused
+from gws_gevent.extensions.permessage_deflate import offer
 from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import judge_response, make_key, request_head
@@ -243,16 +244,17 @@ class _Opening:
         headers = dict(self._headers)
         if url.authorization is not None and not any(name.lower() == "authorization" for name in headers):
             headers["Authorization"] = url.authorization
+        extensions = offer(options.permessage_deflate) if options.permessage_deflate is not None else ""
         self.doing = f"waiting for the answer of {url.host_header}"
-        conn.stream.send_all(request_head(url.target, url.host_header, key, headers, options.subprotocols))
+        conn.stream.send_all(request_head(url.target, url.host_header, key, headers, options.subprotocols, extensions))
         answer = read_answer(conn.stream, options.max_response_head)
         if answer.head.status != 101:
             if is_redirect(answer.head) and options.max_redirects and self._route is not None:
                 self._follow(answer.head)
                 return False
             raise HandshakeRefused(answer.head.status, answer.head.headers, read_body(conn.stream, answer))
-        acceptance = judge_response(answer.head, key, options.subprotocols)
-        conn.accepted(acceptance.subprotocol, None, None, answer.rest)
+        acceptance = judge_response(answer.head, key, options.subprotocols, extensions, options.permessage_deflate)
+        conn.accepted(acceptance.subprotocol, acceptance.deflate, None, None, answer.rest)
         return True
 
     def _follow(self, head: ResponseHead) -> None:

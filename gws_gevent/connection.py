@@ -29,6 +29,7 @@ from .service import Service
 from .writer import Writer
 
 if TYPE_CHECKING:
+    from gws_gevent.extensions.permessage_deflate import Agreement
     from gws_gevent.handler import EventHandler
     from gws_gevent.http_head import Request
     from gws_gevent.transports.base import Stream
@@ -78,6 +79,12 @@ class Connection(Incoming):
     def request(self) -> Request | None:
         """The opening handshake's request (method, target, headers), until the first read; with `keep_request` to the end."""
         return self._request
+
+    @property
+    def extensions(self) -> str:
+        """What was negotiated about compression, written as in Sec-WebSocket-Extensions; "" where nothing was."""
+        deflate = self._protocol.rules.deflate
+        return str(deflate.agreement) if deflate is not None else ""
 
     @property
     def session(self) -> MutableMapping[Any, Any]:
@@ -193,15 +200,20 @@ class Connection(Incoming):
                 self._service.hub.handle_error(self, type(error), error, error.__traceback__)
         return False
 
-    def accepted(self, subprotocol: str | None, request: Request | None, remote: Any, rest: bytes) -> None:
+    def accepted(
+        self, subprotocol: str | None, deflate: Agreement | None, request: Request | None, remote: Any, rest: bytes
+    ) -> None:
         """The opening handshake succeeded.
 
         Args:
+            deflate: what was agreed on about compression.
             remote: what a trusted proxy says of the client's address; None where the stream's own is right.
             rest: what came behind the handshake.
         """
         self._protocol.state = next_state(self._protocol.state, Step.ACCEPTED)
         self.subprotocol = subprotocol
+        if deflate is not None:
+            self._protocol.agree(deflate)
         self._request = request
         self._remote = remote
         self._start_clocks()

@@ -69,6 +69,8 @@ class Step(IntEnum):
     STREAM_ENDED = 3
 
 
+#: RSV1 on the first frame of a message: it is compressed (RFC 7692 section 6).
+COMPRESSED = 0x40
 #: Bytes of payload a control frame may carry (section 5.5).
 MAX_CONTROL_PAYLOAD = 125
 #: Bytes of the longest frame header: 2, an 8-byte length and a masking key (section 5.2).

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from gws_gevent.exceptions import HandshakeError, HandshakeRefused, Refusal
+from gws_gevent.extensions.permessage_deflate import Agreement, accept_offer, judge_answer
 from gws_gevent.http_head import (
     Headers,
     HeadReader,
@@ -29,7 +30,7 @@ from gws_gevent.http_head import (
     parse_request,
     parse_response,
 )
-from gws_gevent.options import PROTECTED_HEADERS, ServerOptions
+from gws_gevent.options import PROTECTED_HEADERS, PermessageDeflate, ServerOptions
 
 __all__ = [
     "Acceptance", "HeadReader", "Headers", "Request", "Response", "ResponseHead", "ResponseHeadReader", "accept_key",
@@ -80,11 +81,13 @@ class Acceptance(NamedTuple):
         accept: value of Sec-WebSocket-Accept.
         subprotocol: the one in use, or None.
         extensions: value of Sec-WebSocket-Extensions in the answer, or "".
+        deflate: what was agreed on about compression, or None.
     """
 
     accept: str
     subprotocol: str | None = None
     extensions: str = ""
+    deflate: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,13 @@ def judge_upgrade(request: Request, options: ServerOptions) -> Acceptance:
         raise Refusal(400, "A WebSocket handshake has one Sec-WebSocket-Key: the base64 of 16 bytes.\n")
     if options.origins is not None:
         _check_origin(headers.get_all("origin"), options.origins)
-    return Acceptance(accept_key(keys[0]), _choose_subprotocol(headers, options))
+    accept, subprotocol = accept_key(keys[0]), _choose_subprotocol(headers, options)
+    if options.permessage_deflate is not None and "sec-websocket-extensions" in headers:
+        offers = parse_extensions(headers.get_all("sec-websocket-extensions"))
+        accepted = accept_offer(offers, options.permessage_deflate)
+        if accepted is not None:
+            return Acceptance(accept, subprotocol, accepted[1], accepted[0])
+    return Acceptance(accept, subprotocol)
 
 
 def _check_origin(found: list[str], allowed: Sequence[str | re.Pattern[str]]) -> None:
@@ -353,13 +362,20 @@ def request_head(
     return (head + _header_lines(headers or {}, PROTECTED_HEADERS) + "\r\n").encode("latin-1")
 
 
-def judge_response(response: ResponseHead, key: str, subprotocols: Sequence[str] = (), extensions: str = "") -> Acceptance:
+def judge_response(
+    response: ResponseHead,
+    key: str,
+    subprotocols: Sequence[str] = (),
+    extensions: str = "",
+    permessage_deflate: PermessageDeflate | None = None,
+) -> Acceptance:
     """Accept a server's answer (section 4.1), or raise.
 
     Args:
         key: the one that was sent.
         subprotocols: those that were offered.
-        extensions: the offer that was sent. What was accepted is checked by name only.
+        extensions: the offer that was sent. What was accepted is checked by name only, but for permessage-deflate.
+        permessage_deflate: what that was offered with.
 
     Raises:
         HandshakeRefused: another status than 101, a redirect included.
@@ -377,7 +393,9 @@ def judge_response(response: ResponseHead, key: str, subprotocols: Sequence[str]
         raise HandshakeError("the server's answer has not the Sec-WebSocket-Accept that belongs to our key")
     answered = headers.get_all("sec-websocket-extensions")
     _check_answered_extensions(answered, extensions)
-    return Acceptance(accept, _answered_subprotocol(headers, subprotocols), ", ".join(answered))
+    subprotocol = _answered_subprotocol(headers, subprotocols)
+    deflate = judge_answer(parse_extensions(answered), permessage_deflate) if permessage_deflate is not None else None
+    return Acceptance(accept, subprotocol, ", ".join(answered), deflate)
 
 
 def _answered_subprotocol(headers: Headers, offered: Sequence[str]) -> str | None:

@@ -147,7 +147,7 @@ class ServerService(Service):
                 with suppress(TransportError):  # which would stand in for the timeout
                     self._refuse(conn, Refusal(500), request)
             raise
-        conn.accepted(acceptance.subprotocol, request, remote, reader.rest)
+        conn.accepted(acceptance.subprotocol, acceptance.deflate, request, remote, reader.rest)
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)
         return handler

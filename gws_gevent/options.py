@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 if TYPE_CHECKING:
     from gws_gevent.handshake import Request
 
-__all__ = ["ClientOptions", "ServerOptions"]
+__all__ = ["ClientOptions", "PermessageDeflate", "ServerOptions"]
 
 Options = TypeVar("Options", bound="ConnectionOptions")
 
@@ -59,6 +59,10 @@ def _count(default: int | None, *, least: int = 0, optional: bool = False) -> An
     return field(default=default, metadata={"check": _check_count, "least": least, "optional": optional})
 
 
+def _between(default: int, least: int, most: int) -> Any:
+    return field(default=default, metadata={"check": _check_between, "least": least, "most": most})
+
+
 def _flag(default: bool) -> Any:
     return field(default=default, metadata={"check": _check_flag})
 
@@ -72,6 +76,12 @@ def _check_seconds(value: Any, _meta: Mapping[str, Any]) -> str | None:
 def _check_count(value: Any, meta: Mapping[str, Any]) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < meta["least"]:
         return f"must be a whole number of at least {meta['least']}"
+    return None
+
+
+def _check_between(value: Any, meta: Mapping[str, Any]) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not meta["least"] <= value <= meta["most"]:
+        return f"must be a whole number from {meta['least']} to {meta['most']}"
     return None
 
 
@@ -97,6 +107,40 @@ class _Checked:
 
     def _normalise(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermessageDeflate(_Checked):
+    """Compression of messages (RFC 7692), on either side.
+
+    Without context takeover, the default, no connection has a compressor of its own: an idle one costs what it costs without
+    compression.
+    """
+
+    level: int = _between(1, 1, 9)
+    """1 is fastest, 9 smallest."""
+    threshold: int = _bytes(512, least=0)
+    """Bytes below which a message goes uncompressed. Not looked at by a side that has context takeover."""
+    server_context_takeover: bool = _flag(False)
+    """The server compresses each message with the help of those before it. Costs memory for each connection, on both sides."""
+    client_context_takeover: bool = _flag(False)
+    """The client does."""
+    server_max_window_bits: int = _between(15, 8, 15)
+    """Bytes that the server looks back, as a power of 2. A server takes 9 to 15: zlib cannot deflate with 8."""
+    client_max_window_bits: int = _between(15, 8, 15)
+    """Bytes that the client looks back, as a power of 2. A client takes 9 to 15."""
+    memory_level: int = _between(8, 1, 9)
+    """How much memory a compressor takes besides its window; see the documentation for bytes."""
+    pool_size: int = _count(32)
+    """Idle compressors kept for the connections that have none of their own."""
+    codec: Literal["zlib", "isal", "zlib-ng", "auto"] = "zlib"
+    """What deflates: the standard library, or what the extra `deflate` brings. "auto": isal if it is installed, else zlib-ng, else
+    zlib."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.codec not in ("zlib", "isal", "zlib-ng", "auto"):
+            raise ValueError(f"codec: must be 'zlib', 'isal', 'zlib-ng' or 'auto', not {self.codec!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +194,8 @@ class ConnectionOptions(_Checked):
     """Where records go; each carries the connection's id and peer. None: logging.getLogger("gws_gevent")."""
     subprotocols: Sequence[str] = ()
     """Server: supported, in order of preference. Client: offered, in order of preference."""
+    permessage_deflate: PermessageDeflate | None = None
+    """Compress messages where the peer agrees (RFC 7692). None: never."""
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
@@ -160,6 +206,15 @@ class ConnectionOptions(_Checked):
         if self.logger is not None and not isinstance(self.logger, logging.Logger | logging.LoggerAdapter):
             raise ValueError(f"logger: must be a logging.Logger or None, not {self.logger!r}")
         self._normalise("subprotocols", _check_subprotocols(self.subprotocols))
+        if self.permessage_deflate is not None and not isinstance(self.permessage_deflate, PermessageDeflate):
+            raise ValueError(f"permessage_deflate: must be PermessageDeflate(...) or None, not {self.permessage_deflate!r}")
+
+    def _check_own_window(self, side: str) -> None:
+        deflate = self.permessage_deflate
+        if deflate is not None and getattr(deflate, f"{side}_max_window_bits") == 8:
+            raise ValueError(
+                f"permessage_deflate: a {side} takes {side}_max_window_bits from 9 to 15, for zlib cannot deflate with 8"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +243,7 @@ class ServerOptions(ConnectionOptions):
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
+        self._check_own_window("server")
         self._normalise("trusted_proxies", _check_networks(self.trusted_proxies))
         self._normalise("response_headers", _check_headers("response_headers", self.response_headers))
         if self.authorize is not None and not callable(self.authorize):
@@ -211,6 +267,7 @@ class ClientOptions(ConnectionOptions):
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
+        self._check_own_window("client")
         self._normalise("headers", _check_headers("headers", self.headers))
 
 

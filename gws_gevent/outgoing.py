@@ -15,7 +15,7 @@ from greenlet import getcurrent
 
 from gws_gevent.broadcast import PreparedMessage
 from gws_gevent.exceptions import ConnectionClosed, GwsError, MessageTooLarge, TransportError, WriteQueueFull
-from gws_gevent.frames import MAX_CONTROL_PAYLOAD, CloseCode, Opcode, State, frame_header
+from gws_gevent.frames import COMPRESSED, MAX_CONTROL_PAYLOAD, CloseCode, Opcode, State, frame_header
 from gws_gevent.streamed import StreamedMessage
 
 from ._fdio import SocketStream, thread_id
@@ -26,6 +26,7 @@ from .timers import Timed
 from .writer import LARGE, Writer
 
 if TYPE_CHECKING:
+    from gws_gevent.extensions.deflate import Deflation
     from gws_gevent.frames import CloseInfo
     from gws_gevent.message import Message
     from gws_gevent.transports.base import Stream
@@ -40,8 +41,10 @@ SPARE_WRITERS: Final = 64
 #: Bytes of one fragment that `write_file` reads and sends at once.
 FRAGMENT_SIZE: Final = 64 * 1024
 
-#: Opcodes from here on are of control frames (RFC 6455 section 5.5).
-CLOSE_OPCODE: Final = 8
+#: This bit is set in the opcodes of control frames (RFC 6455 section 5.5).
+CONTROL: Final = 8
+#: On the opcode of a message that is to be written: compress it. On that of a frame: its payload is compressed.
+RSV1: Final = COMPRESSED
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 TEXT: Final = Opcode.TEXT
@@ -78,12 +81,14 @@ class Outgoing(Timed):
 
     # Messages
 
-    def write_message(self, opcode: int, data: Data) -> None:
+    def write_message(self, opcode: int, data: Data, compress: bool | None = None) -> None:
         """Write one message.
 
         Args:
             opcode: Opcode.TEXT or Opcode.BINARY.
             data: `str`, or UTF-8 as bytes, for TEXT; bytes for BINARY.
+            compress: True or False instead of what the `threshold` of permessage-deflate says. Without effect where compression was
+                not negotiated.
 
         Raises:
             MessageTooLarge: more than `write_max_payload_size` bytes.
@@ -93,12 +98,17 @@ class Outgoing(Timed):
         # `utf8` saves a copy of most text; the exact type is asked for because a subclass could be anything.
         payload = utf8(data) if opcode is TEXT and type(data) is str else encode(opcode, data)
         self._check_size(len(payload))
+        deflate = self._protocol.rules.deflate
+        compressed = deflate is not None and deflate.is_wanted(len(payload), compress)
         if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode, encode(opcode, data), None)
+            self._queue_from_thread(opcode | RSV1 if compressed else opcode, encode(opcode, data), None)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
-        self._write_frame(opcode, payload, True)
+        if compressed:
+            self._write_compressed(opcode, encode(opcode, data), compress is True)
+        else:
+            self._write_frame(opcode, payload, True)
 
     def write_text(self, text: str) -> None:
         """Write a text message; see `write_message`."""
@@ -127,6 +137,9 @@ class Outgoing(Timed):
         """
         payload = encode(opcode, data)
         self._check_size(len(payload))
+        deflate = self._protocol.rules.deflate
+        if deflate is not None and deflate.is_wanted(len(payload), None):
+            opcode = opcode | RSV1
         if thread_id() != self._service.thread:
             self._queue_from_thread(opcode, payload, callback)
             return True
@@ -153,24 +166,26 @@ class Outgoing(Timed):
             self.write_message(frame.opcode, frame.payload)
             return
         self._check_size(len(frame.payload))
+        deflate = self._protocol.rules.deflate
         if thread_id() != self._service.thread:
-            self._queue_from_thread(frame.opcode, frame.payload, None)
+            compressed = deflate is not None and deflate.is_wanted(len(frame.payload), None)
+            self._queue_from_thread(frame.opcode | RSV1 if compressed else frame.opcode, frame.payload, None)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
-        self._write_whole_frame(frame.frame)
+        self._write_whole_frame(frame.frame if deflate is None else frame.frame_for(deflate))
 
-    def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE) -> None:
+    def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE, compress: bool | None = None) -> None:
         """Write what a binary file holds as one message in fragments, with no more than two of them in memory."""
         if fragment_size < 1:
             raise ValueError(f"fragment_size: must be at least 1, not {fragment_size!r}")
-        self.write_stream(opcode, iter(lambda: file.read(fragment_size), b""))
+        self.write_stream(opcode, iter(lambda: file.read(fragment_size), b""), compress)
 
-    def write_stream(self, opcode: int, pieces: Iterable[Data]) -> None:
+    def write_stream(self, opcode: int, pieces: Iterable[Data], compress: bool | None = None) -> None:
         """Write one message of unknown length, a fragment for each piece. Other messages wait; control frames do not.
 
-        Only in the connection's own thread.
+        Only in the connection's own thread. Compressed where that was negotiated, unless `compress` is False.
 
         An exception out of `pieces`, or text that is not UTF-8, after the first fragment was sent leaves a message that
         can't be ended: the connection is closed with 1011 and the exception goes on to the caller.
@@ -182,26 +197,40 @@ class Outgoing(Timed):
             self._wait_for_streamed()
         self._check_open()
         streamed = self._streamed = StreamedMessage()
+        deflate = self._protocol.rules.deflate
+        if deflate is not None and deflate.is_wanted(FRAGMENT_SIZE, compress):
+            streamed.deflation = deflate.begin()
         try:
             decoder = getincrementaldecoder("utf-8")() if opcode == Opcode.TEXT else None
             held: bytes | None = None
             for piece in pieces:
                 if held is not None:
-                    self._write_frame(Opcode.CONTINUATION if streamed.unfinished else opcode, held, False)
+                    self._write_fragment(streamed, opcode, held, False)
                 held = bytes(encode(opcode, piece, whole=False))
                 self._check_size(len(held))
                 if decoder is not None:
                     decoder.decode(held)
             if decoder is not None:
                 decoder.decode(b"", True)
-            self._write_frame(Opcode.CONTINUATION if streamed.unfinished else opcode, held or b"", True)
+            self._write_fragment(streamed, opcode, held or b"", True)
         except BaseException:
+            if deflate is not None and streamed.deflation is not None:
+                deflate.forget()
             if streamed.unfinished:
                 self._close_from_here(CloseCode.INTERNAL_ERROR)
             raise
         finally:
             self._streamed = None
             self._queue_behind(streamed)
+
+    def _write_fragment(self, streamed: StreamedMessage, opcode: int, piece: bytes, fin: bool) -> None:
+        first = Opcode.CONTINUATION if streamed.unfinished else opcode
+        deflation: Deflation | None = streamed.deflation
+        if deflation is not None:
+            piece = deflation.end(piece) if fin else deflation.add(piece)
+            if not streamed.unfinished:
+                first = opcode | RSV1
+        self._write_frame(first, piece, fin)
 
     # Control frames
 
@@ -240,6 +269,21 @@ class Outgoing(Timed):
             return
         self._write_frame(opcode, payload, True)
 
+    def _write_compressed(self, opcode: int, payload: bytes | bytearray | memoryview, always: bool) -> None:
+        """Compress a message and write it: the order of the two is the same for all messages."""
+        self._check_open()
+        deflate = self._protocol.rules.deflate
+        data = deflate.compress(payload, always)  # type: ignore[union-attr]  # see write_message
+        if data is None:
+            self._write_frame(opcode, payload, True)
+            return
+        try:
+            self._write_frame(opcode | RSV1, data, True)
+        except WriteQueueFull:
+            # It is not sent: what comes next may not refer to it.
+            deflate.forget()  # type: ignore[union-attr]
+            raise
+
     def _write_frame(self, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         self._check_open()
         if self._may_send_directly() and not self._service.is_client and self._streamed is None:
@@ -256,7 +300,7 @@ class Outgoing(Timed):
         writer = self._open_writer()
         self._check_room(writer, len(payload))
         self._append(writer, opcode, payload, fin)
-        if self._streamed is not None and opcode < CLOSE_OPCODE:
+        if self._streamed is not None and not opcode & CONTROL:
             # Before anything waits, or is interrupted: from here on the message has to be ended.
             self._streamed.unfinished = not fin
         self._flush(writer)
@@ -291,6 +335,16 @@ class Outgoing(Timed):
         """The socket did not take the last so many bytes of what the Writer has got just now."""
         writer.sent_all_but(left)
         self._wait_below_high_water(writer)
+
+    def _append_message(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview) -> None:
+        """Append a whole message, compressed if its opcode says so."""
+        if opcode & RSV1:
+            data = self._protocol.rules.deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
+            if data is None:
+                opcode &= ~RSV1
+            else:
+                payload = data
+        self._append(writer, opcode, payload, True)
 
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         out = writer.tail()
@@ -381,7 +435,7 @@ class Outgoing(Timed):
         if self._streamed is not None:
             self._streamed.behind.append((opcode, bytes(payload), callback))
             return True
-        self._append(writer, opcode, payload, True)
+        self._append_message(writer, opcode, payload)
         if callback is not None:
             writer.append_mark(callback)
         if self._batch is None or callback is not None:
@@ -441,7 +495,7 @@ class Outgoing(Timed):
         for opcode, payload, callback in streamed.behind:
             writer = self._open_writer()
             if self._is_open():
-                self._append(writer, opcode, payload, True)
+                self._append_message(writer, opcode, payload)
                 if callback is not None:
                     writer.append_mark(callback)
                 writer.flush()

@@ -27,6 +27,7 @@ class PartialMessage:
     Attributes:
         held: a cut-off frame header or control frame.
         rest: whole frames that a batch left behind.
+        compressed: what is collected is still to be inflated; then UTF-8 is checked as well.
 
     Args:
         max_size: bytes of the whole message; 1009 above it.
@@ -35,8 +36,8 @@ class PartialMessage:
     """
 
     __slots__ = (
-        "buffer", "check_utf8", "decoder", "fin", "fragments", "held", "key", "max_fragments", "max_size", "opcode", "phase",
-        "remaining", "rest",
+        "buffer", "check_utf8", "compressed", "decoder", "fin", "fragments", "held", "key", "max_fragments", "max_size", "opcode",
+        "phase", "remaining", "rest",
     )  # fmt: skip
 
     def __init__(self, max_size: int, max_fragments: int, check_utf8: bool) -> None:
@@ -47,6 +48,7 @@ class PartialMessage:
         self.rest = b""
         self.buffer = bytearray()
         self.decoder: Any = None
+        self.compressed = False
         self.key = b""
         self.phase = 0
         self.opcode = 0
@@ -63,8 +65,8 @@ class PartialMessage:
         """True when nothing is held and no message has begun."""
         return self.opcode == 0 and not self.held and not self.rest
 
-    def begin_frame(self, opcode: int, fin: bool, length: int, key: bytes) -> None:
-        """Take the header of a data frame whose payload follows through `add`.
+    def begin_frame(self, opcode: int, fin: bool, length: int, key: bytes, compressed: bool) -> None:
+        """Take the header of a data frame whose payload follows through `add`. `compressed` counts on a message's first.
 
         Raises:
             ProtocolError: 1009 when the message would pass a limit, before a byte of this frame's payload is taken.
@@ -72,7 +74,8 @@ class PartialMessage:
         if opcode:
             self.opcode = opcode
             self.fragments = 0
-            if opcode == 1 and self.check_utf8:
+            self.compressed = compressed
+            if opcode == 1 and self.check_utf8 and not compressed:
                 self.decoder = new_decoder()
         self.fragments += 1
         if len(self.buffer) + length > self.max_size:
@@ -114,6 +117,13 @@ class PartialMessage:
         if opcode == 1:
             return new_message(Opcode.TEXT, buffer.decode("utf-8", "strict" if self.check_utf8 else "replace"))
         return new_message(Opcode.BINARY, bytes(buffer))
+
+    def take_compressed(self) -> bytearray:
+        """Return the payload of the complete message as it came, and forget it."""
+        buffer = self.buffer
+        self.opcode = 0
+        self.buffer = bytearray()
+        return buffer
 
     def _check_text(self, before: int) -> None:
         # The decoder's output is thrown away: one decode of the whole at the end is cheaper than a list of pieces.

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from gws_gevent.exceptions import GwsError, ProtocolError
+from gws_gevent.extensions.deflate import Compression, Deflate
 from gws_gevent.frames import (
     MAX_CONTROL_PAYLOAD,
     MAX_FRAME_HEADER,
@@ -30,12 +31,16 @@ from .message import Message, new_message
 from .partial_message import PartialMessage
 
 if TYPE_CHECKING:
+    from gws_gevent.extensions.permessage_deflate import Agreement
     from gws_gevent.options import ConnectionOptions
 
 __all__ = ["Protocol", "ProtocolRules", "close_payload"]
 
 #: Messages parsed before the first of them is handled. What a read holds beyond them is copied out and parsed later.
 MAX_BATCH: Final = 1024
+
+#: Bytes inflated in a batch after which the rest of a read is parsed later too: a few bytes may inflate to many.
+MAX_INFLATED: Final = 256 * 1024
 
 #: Bytes of the longest cut-off piece that is kept as it came: a control frame less one byte, rounded up.
 LONGEST_HELD: Final = MAX_FRAME_HEADER + MAX_CONTROL_PAYLOAD
@@ -84,23 +89,51 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
 
 class ProtocolRules:
-    """What every connection of one server or client shares: its side and its limits, and one frame parser."""
+    """What connections of one server or client share: the side and the limits, one frame parser, and what was negotiated.
 
-    __slots__ = ("check_utf8", "is_client", "max_fragments", "max_size", "parser", "utf8_errors")
+    Attributes:
+        deflate: what messages are compressed and inflated with; None where that was not negotiated.
 
-    def __init__(self, side: Side, options: ConnectionOptions) -> None:
+    Raises:
+        MissingExtra: the codec of `permessage_deflate` is not installed.
+    """
+
+    __slots__ = (
+        "_compression", "_options", "_shared", "check_utf8", "deflate", "is_client", "max_fragments", "max_size", "parser",
+        "utf8_errors",
+    )  # fmt: skip
+
+    def __init__(self, side: Side, options: ConnectionOptions, deflate: Deflate | None = None) -> None:
+        self._options = options
+        self._compression: Compression | None = None
+        self._shared: dict[Deflate, ProtocolRules] = {}
+        self.deflate = deflate
+        if deflate is None and options.permessage_deflate is not None:
+            self._compression = Compression(options.permessage_deflate, side)
         self.is_client = side is Side.CLIENT
         self.max_size = options.read_max_payload_size
         self.max_fragments = options.max_fragments
         self.check_utf8 = options.check_utf8
         self.utf8_errors = "strict" if options.check_utf8 else "replace"
-        self.parser = FrameParser(side is Side.SERVER, options.read_max_payload_size)
+        self.parser = FrameParser(side is Side.SERVER, options.read_max_payload_size, deflate is not None)
+
+    def agreed(self, agreement: Agreement) -> ProtocolRules:
+        """Return the rules of connections that have agreed on compression; one object for all of them that keep no context."""
+        assert self._compression is not None, "compression is agreed on where the options have it"
+        deflate = self._compression.agreed(agreement)
+        rules = self._shared.get(deflate)
+        if rules is None:
+            rules = ProtocolRules(Side.CLIENT if self.is_client else Side.SERVER, self._options, deflate)
+            if deflate.is_shared:
+                self._shared[deflate] = rules
+        return rules
 
 
 class Protocol:
     """The state of one connection: feed it bytes with `receive`, encode with `append_frame` and `begin_close`.
 
     Attributes:
+        rules: the limits, and what was negotiated.
         state: OPEN from the start.
         info: the closing handshake so far; None while nobody has begun it.
         partial: what has begun and not ended, a message or a frame that is cut off; None most of the time.
@@ -108,10 +141,10 @@ class Protocol:
             ignored.
     """
 
-    __slots__ = ("_rules", "failure", "info", "partial", "state")
+    __slots__ = ("failure", "info", "partial", "rules", "state")
 
     def __init__(self, rules: ProtocolRules) -> None:
-        self._rules = rules
+        self.rules = rules
         self.partial: PartialMessage | None = None
         self.state = OPEN
         self.info: CloseInfo | None = None
@@ -143,10 +176,10 @@ class Protocol:
         """
         if self.partial is not None or self.info is not None or self.failure is not None or self.state is CLOSED:
             return None
-        parser = self._rules.parser
+        parser = self.rules.parser
         try:
             size = parser.read_header(data, at, end, False)
-            if size == 0 or parser.opcode >= 8 or not parser.fin or end - at - size != parser.length:
+            if size == 0 or parser.opcode >= 8 or not parser.fin or parser.compressed or end - at - size != parser.length:
                 return None
             return self._whole(parser.opcode, data, at + size, parser.length, at + size - 4 if parser.expect_masked else -1)
         except ProtocolError:
@@ -168,9 +201,13 @@ class Protocol:
         """Bytes held of incomplete frames and messages."""
         return self.partial.size if self.partial is not None else 0
 
+    def agree(self, agreement: Agreement) -> None:
+        """Both ends have agreed on permessage-deflate, before the first frame."""
+        self.rules = self.rules.agreed(agreement)
+
     def append_frame(self, out: bytearray, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         """Encode one frame at the end of `out`; a client's is masked with a fresh key (section 5.3)."""
-        append_frame(out, 0x80 | opcode if fin else opcode, payload, os.urandom(4) if self._rules.is_client else b"")
+        append_frame(out, 0x80 | opcode if fin else opcode, payload, os.urandom(4) if self.rules.is_client else b"")
 
     def begin_close(self, out: bytearray, code: int, reason: str) -> None:
         """Encode our close frame at the end of `out`; nothing if one was sent before.
@@ -215,8 +252,9 @@ class Protocol:
 
     def _parse(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
         """Cut frames out of `data[at:end]`; keep what is cut off at its end. Returns the offset reached."""
-        parser = self._rules.parser
+        parser = self.rules.parser
         fragmented = self.partial is not None and self.partial.opcode != 0
+        inflated = 0
         while at < end:
             size = parser.read_header(data, at, end, fragmented)
             payload_at = at + size
@@ -232,11 +270,14 @@ class Protocol:
                     return end
             elif parser.fin and not fragmented and end - payload_at >= length:
                 at = payload_at + length
-                messages.append(self._whole(parser.opcode, data, payload_at, length, key_at))
+                if parser.compressed:
+                    inflated += self._inflate(messages, parser.opcode, unmask(data, payload_at, length, key_at))
+                else:
+                    messages.append(self._whole(parser.opcode, data, payload_at, length, key_at))
             else:
                 at = self._begin_fragment(messages, data, payload_at, end, key_at)
                 fragmented = self.partial is not None
-            if len(messages) >= MAX_BATCH and at < end:
+            if (len(messages) >= MAX_BATCH or inflated >= MAX_INFLATED) and at < end:
                 return self._hold_rest(data, at, end)
         return at
 
@@ -244,9 +285,22 @@ class Protocol:
         if opcode == 2:
             return new_message(BINARY, unmask(data, at, length, key_at))
         try:
-            return new_message(TEXT, unmask_text(data, at, length, key_at, self._rules.utf8_errors))
+            return new_message(TEXT, unmask_text(data, at, length, key_at, self.rules.utf8_errors))
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+
+    def _inflate(self, messages: list[Message], opcode: int, payload: bytes | bytearray) -> int:
+        """Add a compressed message (RFC 7692 section 7.2.2); return its size."""
+        rules = self.rules
+        inflated = rules.deflate.inflate(payload, rules.max_size)  # type: ignore[union-attr]  # else its header would have been refused
+        if opcode == 2:
+            messages.append(new_message(BINARY, inflated))
+            return len(inflated)
+        try:
+            messages.append(new_message(TEXT, inflated.decode("utf-8", rules.utf8_errors)))
+        except UnicodeDecodeError:
+            raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+        return len(inflated)
 
     def _control(self, opcode: int, payload: bytes) -> Message:
         if opcode == 8:
@@ -264,13 +318,13 @@ class Protocol:
         if not is_sendable_close_code(code):
             raise ProtocolError(CloseCode.PROTOCOL_ERROR, "bad close code")
         try:
-            return Close(code, payload[2:].decode("utf-8", self._rules.utf8_errors))
+            return Close(code, payload[2:].decode("utf-8", self.rules.utf8_errors))
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "close reason is not UTF-8") from None
 
     def _open_partial(self) -> PartialMessage:
         if self.partial is None:
-            rules = self._rules
+            rules = self.rules
             self.partial = PartialMessage(rules.max_size, rules.max_fragments, rules.check_utf8)
         return self.partial
 
@@ -280,15 +334,19 @@ class Protocol:
 
     def _begin_fragment(self, messages: list[Message], data: bytes | bytearray, at: int, end: int, key_at: int) -> int:
         """A data frame that is no message by itself: a fragment, or one whose payload is cut off."""
-        parser, partial = self._rules.parser, self._open_partial()
+        parser, partial = self.rules.parser, self._open_partial()
         key = bytes(data[key_at : key_at + 4]) if key_at >= 0 else b""
-        partial.begin_frame(parser.opcode, parser.fin, parser.length, key)
+        partial.begin_frame(parser.opcode, parser.fin, parser.length, key, parser.compressed)
         return self._add(messages, partial, data, at, end)
 
     def _add(self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, at: int, end: int) -> int:
         at = partial.add(data, at, end)
         if partial.is_complete():
-            messages.append(partial.take())
+            if partial.compressed:
+                opcode = partial.opcode
+                self._inflate(messages, opcode, partial.take_compressed())
+            else:
+                messages.append(partial.take())
             if partial.is_empty():
                 self.partial = None
         return at
@@ -313,7 +371,7 @@ class Protocol:
 
     def _resume_held(self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, at: int, end: int) -> int:
         """A cut-off header or control frame: top it up with no more than such a frame can need, then see how far that went."""
-        parser, held = self._rules.parser, partial.held
+        parser, held = self.rules.parser, partial.held
         top_up = min(end - at, LONGEST_HELD)
         joined = held + bytes(data[at : at + top_up])
         size = parser.read_header(joined, 0, len(joined), partial.opcode != 0)
@@ -328,5 +386,6 @@ class Protocol:
             self._drop_empty_partial()
             messages.append(self._control(parser.opcode, payload))
             return end if parser.opcode == 8 else at
-        partial.begin_frame(parser.opcode, parser.fin, parser.length, joined[key_at:size] if key_at >= 0 else b"")
+        key = joined[key_at:size] if key_at >= 0 else b""
+        partial.begin_frame(parser.opcode, parser.fin, parser.length, key, parser.compressed)
         return self._add(messages, partial, data, at + size - len(held), end)

@@ -17,7 +17,18 @@ import gevent.socket
 import pytest
 import trustme
 
-from gws_gevent import CloseInfo, Connection, EventHandler, Message, Refusal, Request, Response, Server, ServerOptions
+from gws_gevent import (
+    CloseInfo,
+    Connection,
+    EventHandler,
+    Message,
+    PermessageDeflate,
+    Refusal,
+    Request,
+    Response,
+    Server,
+    ServerOptions,
+)
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.proxies import http_proxy, socks_proxy
 from tests.support import ROOT, Finished, free_port, run_program, wait_until
@@ -268,6 +279,15 @@ def test_headers_and_subprotocols_are_sent(running: Running) -> None:
     assert request.headers.get("x-one") == "1"
     assert request.headers.get("cookie") == "a=b; c=d"
     assert request.headers.elements("sec-websocket-protocol") == ["other", "chat"]
+
+
+def test_compression_is_offered_when_asked_for() -> None:
+    with run_server(options=ServerOptions(permessage_deflate=PermessageDeflate())) as running:
+        for args in ((), ("--compress",)):
+            assert run_connect(running.url, "--once", *args, stdin="long " * 1000) == (0, "long " * 1000 + "\n", "")
+            request = running.seen.requests[-1]
+            assert request is not None
+            assert ("sec-websocket-extensions" in request.headers) is bool(args)
 
 
 def test_a_unix_socket_is_a_server_too(tmp_path: Path) -> None:

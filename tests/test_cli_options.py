@@ -9,7 +9,7 @@ import pytest
 
 from gws_gevent.cli.errors import UsageError
 from gws_gevent.cli.option_texts import describe_options, server_options
-from gws_gevent.options import ServerOptions
+from gws_gevent.options import PermessageDeflate, ServerOptions
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,12 @@ from gws_gevent.options import ServerOptions
         ("origins=none", None),
         ("origins=https://a.example,https://b.example", ("https://a.example", "https://b.example")),
         ("trusted_proxies=10.0.0.0/8,unix", ("10.0.0.0/8", "unix")),
+        ("permessage_deflate=none", None),
+        ("permessage_deflate=on", PermessageDeflate()),
+        (
+            "permessage_deflate=level=6, threshold=0,server_context_takeover=true,codec=auto",
+            PermessageDeflate(level=6, threshold=0, server_context_takeover=True, codec="auto"),
+        ),
         ("response_headers=Cache-Control: no-cache, private", {"Cache-Control": "no-cache, private"}),
     ],
 )

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gws_gevent import CloseCode, Connection, ConnectionClosed, HandshakeRefused, __version__, connect
+from gws_gevent import (
+    ClientOptions,
+    CloseCode,
+    Connection,
+    ConnectionClosed,
+    HandshakeRefused,
+    PermessageDeflate,
+    __version__,
+    connect,
+)
 from gws_gevent.transports.tls_contexts import client_context
 from tests.support import Finished, ServerProcess, run_program, run_server_process, wait_until
 
@@ -53,6 +62,25 @@ def ask(server: ServerProcess, request: str) -> tuple[str, str]:
         with sock.makefile("rb") as file:
             head, _, body = file.read().decode().partition("\r\n\r\n")
     return head, body
+
+
+def test_compression_is_agreed_on_when_asked_for() -> None:
+    options = ClientOptions(permessage_deflate=PermessageDeflate(server_context_takeover=True))
+    for args, agreed in (
+        ([], ""),
+        (["--compress"], "permessage-deflate; server_no_context_takeover; client_no_context_takeover"),
+        (
+            ["--compress", "--option", "permessage_deflate=server_context_takeover=true"],
+            "permessage-deflate; client_no_context_takeover",
+        ),
+    ):
+        with (
+            run_server_process([*SERVE, "--bind", ANY_PORT, *args]) as server,
+            connect(ws(server, "/echo"), options=options) as conn,
+        ):
+            assert conn.extensions.partition("; server_max")[0] == agreed
+            conn.send("echo " * 1000)
+            assert conn.receive(timeout=5) == "echo " * 1000
 
 
 # Addresses and signals

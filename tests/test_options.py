@@ -44,6 +44,7 @@ SHARED: dict[str, Any] = {
     "recovery": True,
     "logger": None,
     "subprotocols": (),
+    "permessage_deflate": None,
 }
 SERVER_ONLY: dict[str, Any] = {
     "max_request_head": 16 * KiB,

@@ -4,6 +4,8 @@ cimport cython
 cdef class FrameParser:
     cdef readonly bint expect_masked
     cdef readonly long long max_payload
+    cdef readonly bint allow_compressed
+    cdef readonly bint compressed
     cdef readonly bint fin
     cdef readonly int opcode
     cdef readonly long long length

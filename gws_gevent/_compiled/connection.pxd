@@ -17,7 +17,7 @@ cdef class Connection(Incoming):
 
     cpdef run(self)
     cdef bint _begin(self) except -1
-    cpdef accepted(self, subprotocol, request, remote, bytes rest)
+    cpdef accepted(self, subprotocol, deflate, request, remote, bytes rest)
     cpdef abort(self)
     cpdef give_up(self, code, reason)
     cdef _fail(self, code, reason)

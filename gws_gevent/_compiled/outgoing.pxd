@@ -7,7 +7,8 @@ from .service cimport Service
 from .timers cimport Timed
 from .writer cimport Writer
 
-cdef int CLOSE_OPCODE
+cdef int CONTROL
+cdef int RSV1
 cdef object OPEN
 cdef object CLOSING
 cdef object TEXT
@@ -27,7 +28,11 @@ cdef class Outgoing(Timed):
     cdef list _batch
     cdef Py_ssize_t _accounted
 
-    cpdef write_message(self, opcode, data)
+    @cython.locals(compressed=bint)
+    cpdef write_message(self, opcode, data, compress=*)
+    cdef _write_compressed(self, int opcode, payload, bint always)
+    cdef _append_message(self, Writer writer, int opcode, payload)
+    cdef _write_fragment(self, streamed, opcode, piece, bint fin)
     @cython.locals(writer=Writer, left=Py_ssize_t)
     cdef _write_frame(self, int opcode, payload, bint fin)
     cdef bint _may_send_directly(self) except -1

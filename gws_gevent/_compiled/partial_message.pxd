@@ -12,6 +12,7 @@ cdef class PartialMessage:
     cdef public bytes rest
     cdef readonly bytearray buffer
     cdef object decoder
+    cdef readonly bint compressed
     cdef bytes key
     cdef int phase
     cdef readonly int opcode
@@ -20,10 +21,12 @@ cdef class PartialMessage:
     cdef readonly long long remaining
 
     cpdef bint is_empty(self)
-    cpdef int begin_frame(self, int opcode, bint fin, long long length, bytes key) except -1
+    cpdef int begin_frame(self, int opcode, bint fin, long long length, bytes key, bint compressed) except -1
     @cython.locals(taken=Py_ssize_t, before=Py_ssize_t)
     cpdef Py_ssize_t add(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
     cpdef bint is_complete(self)
     @cython.locals(opcode=int, buffer=bytearray)
     cpdef Message take(self)
+    @cython.locals(buffer=bytearray)
+    cpdef bytearray take_compressed(self)
     cdef int _check_text(self, Py_ssize_t before) except -1

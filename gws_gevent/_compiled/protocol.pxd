@@ -13,6 +13,10 @@ cdef object BINARY
 
 
 cdef class ProtocolRules:
+    cdef object _options
+    cdef object _compression
+    cdef dict _shared
+    cdef readonly object deflate
     cdef readonly bint is_client
     cdef readonly long long max_size
     cdef readonly long max_fragments
@@ -22,7 +26,7 @@ cdef class ProtocolRules:
 
 
 cdef class Protocol:
-    cdef ProtocolRules _rules
+    cdef readonly ProtocolRules rules
     cdef readonly PartialMessage partial
     cdef public object failure
     cdef public object info
@@ -35,9 +39,11 @@ cdef class Protocol:
     cpdef append_frame(self, bytearray out, int opcode, payload, bint fin)
     cpdef begin_close(self, bytearray out, code, str reason)
     cdef _closing(self)
-    @cython.locals(parser=FrameParser, fragmented=bint, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t, length="long long")
+    @cython.locals(parser=FrameParser, fragmented=bint, inflated=Py_ssize_t, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t, length="long long")
     cdef Py_ssize_t _parse(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
     cdef Message _whole(self, int opcode, const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at)
+    @cython.locals(rules=ProtocolRules, inflated=bytes)
+    cdef Py_ssize_t _inflate(self, list messages, int opcode, payload) except -1
     cdef Message _control(self, int opcode, bytes payload)
     cdef _parse_close(self, bytes payload)
     @cython.locals(rules=ProtocolRules)
@@ -45,12 +51,14 @@ cdef class Protocol:
     @cython.locals(parser=FrameParser, partial=PartialMessage, key=bytes)
     cdef Py_ssize_t _begin_fragment(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end,
                                     Py_ssize_t key_at) except -1
+    cpdef agree(self, agreement)
+    @cython.locals(opcode=int)
     cdef Py_ssize_t _add(self, list messages, PartialMessage partial, const unsigned char *data, Py_ssize_t at,
                          Py_ssize_t end) except -1
     cdef Py_ssize_t _hold_rest(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
     @cython.locals(partial=PartialMessage, whole=bytes)
     cdef Py_ssize_t _resume(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
-    @cython.locals(parser=FrameParser, held=bytes, joined=bytes, payload=bytes, top_up=Py_ssize_t, size=int, key_at=Py_ssize_t)
+    @cython.locals(parser=FrameParser, held=bytes, joined=bytes, key=bytes, payload=bytes, top_up=Py_ssize_t, size=int, key_at=Py_ssize_t)
     cdef Py_ssize_t _resume_held(self, list messages, PartialMessage partial, const unsigned char *data, Py_ssize_t at,
                                  Py_ssize_t end) except -1
     cdef _drop_empty_partial(self)

@@ -25,7 +25,7 @@ from gws_gevent.connection import Connection
 from gws_gevent.exceptions import ConnectionClosed, GwsError, ReconnectFailed, TransportError
 from gws_gevent.frames import Close, CloseInfo
 from gws_gevent.handler import EventHandler, Message
-from gws_gevent.options import ClientOptions
+from gws_gevent.options import ClientOptions, PermessageDeflate
 from gws_gevent.reconnect import Reconnect
 from gws_gevent.transports.base import TlsFiles
 from gws_gevent.transports.tls_contexts import client_context, server_context
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("url", metavar="URL", help="the server, see below")
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
+    add("--compress", action="store_true", help="compress messages if the server agrees (permessage-deflate)")
     add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
     add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
     add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
@@ -141,6 +142,7 @@ def _options(args: argparse.Namespace, logger: logging.Logger) -> ClientOptions:
         return ClientOptions(
             headers=headers,
             subprotocols=args.subprotocol,
+            permessage_deflate=PermessageDeflate() if args.compress else None,
             handshake_timeout=args.timeout,
             close_timeout=args.timeout,
             logger=logger,
@@ -271,6 +273,7 @@ class Talk(EventHandler):
         self._conn = conn
         self._open.set()
         spoken = f", subprotocol {conn.subprotocol}" if conn.subprotocol is not None else ""
+        spoken += ", compressed" if conn.extensions else ""
         hint = "; Ctrl-D or Ctrl-C closes" if self._source.terminal else ""
         self._show(conn, self._screen.note, f"connected to {self._url}{spoken}{hint}")
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from gws_gevent.cli.errors import UsageError
 from gws_gevent.http_head import Request
-from gws_gevent.options import ServerOptions
+from gws_gevent.options import PermessageDeflate, ServerOptions
 
 __all__ = ["describe_options", "parse_size", "server_options"]
 
@@ -28,10 +28,13 @@ _WHOLE = re.compile(r"-?[0-9][0-9_]*")
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def server_options(texts: Sequence[str]) -> ServerOptions:
+def server_options(texts: Sequence[str], compress: bool = False) -> ServerOptions:
     """Make ServerOptions from texts such as "ping_interval=20" and "read_max_payload_size=1MiB".
 
     A list may be given in one text, separated by commas, or in several; a header ("response_headers=Name: value") in one each.
+
+    Args:
+        compress: `permessage_deflate` is on if no text says otherwise.
 
     Raises:
         UsageError: an unknown option or a wrong value; it names the option.
@@ -53,6 +56,8 @@ def server_options(texts: Sequence[str]) -> ServerOptions:
             values[name].update(parsed)
         else:
             raise UsageError(f"--option {name}: is given twice")
+    if compress:
+        values.setdefault("permessage_deflate", PermessageDeflate())
     try:
         return ServerOptions(**values)
     except ValueError as error:
@@ -155,6 +160,20 @@ def _header(text: str) -> dict[str, str]:
     return {name.strip(): value.strip()}
 
 
+def _deflate(text: str) -> PermessageDeflate:
+    """Read "on", or parameters separated by commas, such as "level=6,server_context_takeover=true"."""
+    if text.lower() in _FLAGS and _FLAGS[text.lower()]:
+        return PermessageDeflate()
+    types = typing.get_type_hints(PermessageDeflate)
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in types or name in values:
+            raise ValueError(text)
+        values[name] = _parsers(types[name])[0][0](value)
+    return PermessageDeflate(**values)
+
+
 def _choice(choices: Sequence[str]) -> Callable[[str], str]:
     def choose(text: str) -> str:
         if text not in choices:
@@ -170,6 +189,7 @@ _SCALARS: dict[Any, tuple[tuple[Callable[[str], Any], str], ...]] = {
     float: ((float, "a number"),),
     str: ((str, "text"),),
     NoneType: ((_none, "none"),),
+    PermessageDeflate: ((_deflate, "on, or parameters such as level=6,server_context_takeover=true"),),
 }
 
 

@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--key", metavar="FILE", help="its private key in PEM form (default: in the certificate's file)")
     add("--client-ca", metavar="FILE", help="accept only clients with a certificate that one of these authorities signed")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="set a server option, see below; may be repeated")
+    add("--compress", action="store_true", help="compress messages where the client agrees (permessage-deflate)")
     add("--log-level", choices=LEVELS, default="info", help="least level of what is logged on stderr (default info)")
     add("--backlog", type=_backlog, default=1024, metavar="N", help="connections the system queues for accept (default 1024)")
     add(
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     settings = ListenSettings(backlog=args.backlog, tls=_tls_files(args))
     endpoints = [_endpoint(text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
     _check_certificates(endpoints, settings.tls is not None)
-    options = server_options(args.option)
+    options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = _make_server(args.handler, options)
     has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
