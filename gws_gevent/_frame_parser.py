@@ -20,13 +20,17 @@ class FrameParser:
     Args:
         expect_masked: True on a server: clients mask every frame, servers none (section 5.1).
         max_payload: bytes a data frame may declare; 1009 above it.
+
+    Attributes:
+        at: where the last header began that was looked at.
     """
 
-    __slots__ = ("expect_masked", "fin", "length", "max_payload", "opcode")
+    __slots__ = ("at", "expect_masked", "fin", "length", "max_payload", "opcode")
 
     def __init__(self, expect_masked: bool, max_payload: int) -> None:
         self.expect_masked = expect_masked
         self.max_payload = max_payload
+        self.at = 0
         self.fin = True
         self.opcode = 0
         self.length = 0
@@ -44,6 +48,7 @@ class FrameParser:
         Raises:
             ProtocolError: the header breaks a rule; the rest of the frame need not be waited for.
         """
+        self.at = at
         available = end - at
         if available < 2:
             return 0

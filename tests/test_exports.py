@@ -14,17 +14,20 @@ from gws_gevent._accel import BUILT_TWICE, build_of
 from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
-EXPORTED = ("broadcast", "client", "exceptions", "frames", "handler", "options", "server", "session", "upgrader")
+EXPORTED = (
+    "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "rooms", "server", "session", "upgrader",
+)  # fmt: skip
 #: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
 EXPORTED_IN_PART = {"connection": {"Connection"},
     "handshake": {"Headers", "Request", "Response"},
+    "streamed": {"MessageStream"},
     "transports.base": {"ListenSettings", "TlsFiles"},
     "transports.tls_contexts": {"client_context"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "cli", "deadlines", "extensions", "http_head", "incoming", "integrations", "message", "opening", "outgoing", "partial_message", "protocol",
-    "proxy_headers", "runtime", "service", "streamed", "timers", "transports", "urls", "writer",
+    "cli", "deadlines", "extensions", "http_head", "incoming", "integrations", "message", "opening", "outgoing", "partial_message",
+    "protocol", "proxy_headers", "runtime", "service", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]

@@ -25,6 +25,7 @@ LAYERS = {
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
     ),
+    **dict.fromkeys(("concurrent_map", "rooms"), 4),
     **dict.fromkeys(("client", "integrations", "opening", "server", "upgrader"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
