@@ -173,7 +173,7 @@ class Protocol:
     @property
     def incomplete(self) -> bool:
         """True while a message has begun and not ended, or a frame is cut off."""
-        return self.partial is not None and not self.partial.is_waiting()
+        return self.failure is None and self.partial is not None and not self.partial.is_waiting()
 
     @property
     def buffered(self) -> int:
