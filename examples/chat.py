@@ -4,7 +4,7 @@
 
 Then open the address it prints in two browser windows. The page is examples/chat.html.
 
-Everybody gets every message through `write_async`, which never waits: who reads too slowly is closed with 1008 once
+Everybody gets every message through a `Broadcaster`, which waits for nobody: who reads too slowly is closed with 1008 once
 `write_queue_size` bytes wait for them, and the others notice nothing.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 import gevent
 
 from gws_gevent import (
+    Broadcaster,
     CloseInfo,
     Connection,
-    ConnectionClosed,
     EventHandler,
     Message,
     Opcode,
@@ -60,11 +60,7 @@ class Room(EventHandler):
 
     def tell(self, name: str, text: str) -> None:
         line = json.dumps({"from": name, "text": text, "here": len(self.members)})
-        for member in list(self.members):
-            try:
-                member.write_async(Opcode.TEXT, line)
-            except ConnectionClosed:
-                pass  # on its way out
+        Broadcaster(Opcode.TEXT, line).broadcast(self.members)
 
 
 def main() -> None:

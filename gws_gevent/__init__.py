@@ -6,8 +6,9 @@ Importing this package patches nothing, and is safe before or after `gevent.monk
 from typing import TYPE_CHECKING
 
 from gws_gevent._accel import ACCELERATED, build_of
-from gws_gevent.broadcast import PreparedMessage
+from gws_gevent.broadcast import Broadcaster, PreparedMessage
 from gws_gevent.client import Client, connect
+from gws_gevent.concurrent_map import ConcurrentMap
 from gws_gevent.exceptions import (
     ConnectionClosed,
     EndpointError,
@@ -29,8 +30,10 @@ from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Headers, Request, Response
 from gws_gevent.options import ClientOptions, PermessageDeflate, ServerOptions
 from gws_gevent.reconnect import Reconnect
+from gws_gevent.rooms import Rooms
 from gws_gevent.server import Server, serve
 from gws_gevent.session import SessionStorage
+from gws_gevent.streamed import MessageStream
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from gws_gevent.transports.tls_contexts import client_context
 from gws_gevent.upgrader import Upgrader
@@ -42,11 +45,13 @@ else:
 
 __all__ = [
     "ACCELERATED",
+    "Broadcaster",
     "Client",
     "ClientOptions",
     "Close",
     "CloseCode",
     "CloseInfo",
+    "ConcurrentMap",
     "Connection",
     "ConnectionClosed",
     "EndpointError",
@@ -57,6 +62,7 @@ __all__ = [
     "Headers",
     "ListenSettings",
     "Message",
+    "MessageStream",
     "MessageTooLarge",
     "MissingExtra",
     "Opcode",
@@ -69,6 +75,7 @@ __all__ = [
     "Refusal",
     "Request",
     "Response",
+    "Rooms",
     "Server",
     "ServerOptions",
     "SessionStorage",

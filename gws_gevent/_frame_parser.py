@@ -21,15 +21,19 @@ class FrameParser:
         expect_masked: True on a server: clients mask every frame, servers none (section 5.1).
         max_payload: bytes a data frame may declare; 1009 above it.
         allow_compressed: permessage-deflate was negotiated.
+
+    Attributes:
+        at: where the last header began that was looked at.
     """
 
-    __slots__ = ("allow_compressed", "compressed", "expect_masked", "fin", "length", "max_payload", "opcode")
+    __slots__ = ("allow_compressed", "at", "compressed", "expect_masked", "fin", "length", "max_payload", "opcode")
 
     def __init__(self, expect_masked: bool, max_payload: int, allow_compressed: bool = False) -> None:
         self.expect_masked = expect_masked
         self.max_payload = max_payload
         self.allow_compressed = allow_compressed
         self.compressed = False
+        self.at = 0
         self.fin = True
         self.opcode = 0
         self.length = 0
@@ -47,6 +51,7 @@ class FrameParser:
         Raises:
             ProtocolError: the header breaks a rule; the rest of the frame need not be waited for.
         """
+        self.at = at
         available = end - at
         if available < 2:
             return 0

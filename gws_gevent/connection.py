@@ -11,7 +11,7 @@ stream, which wakes the reader, and the reader tidies up.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -120,6 +120,24 @@ class Connection(Incoming):
         sock = self.net_conn
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(on))
+
+    def add_close_callback(self, callback: Callable[[Connection], object]) -> None:
+        """Have `callback(conn)` called once the connection has closed, behind its `on_close`. It may not block.
+
+        It may be called in any greenlet or the hub, from any thread.
+
+        Raises:
+            ConnectionClosed: the connection has closed already.
+        """
+        self._service.call_when_closed(self, callback)
+        # Looked at afterwards: it may close in its thread while another thread is here.
+        if self.closed:
+            self._service.do_not_call_when_closed(self, callback)
+            raise ConnectionClosed(self._info_so_far())
+
+    def remove_close_callback(self, callback: Callable[[Connection], object]) -> None:
+        """Take back one `add_close_callback`; nothing if there is none."""
+        self._service.do_not_call_when_closed(self, callback)
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self.state.name} {self.remote_address}>"
@@ -299,6 +317,7 @@ class Connection(Incoming):
 
     def _fail(self, code: int, reason: str) -> None:
         """Fail the connection (RFC 6455 section 7.1.7): a close frame, the end of our output, nothing more read."""
+        self._protocol.fail(code, reason)
         if self._protocol.info is None or self._protocol.info.sent is None:
             self._send_close(code, _shortened(reason))
         self._wait_drained()
@@ -352,6 +371,9 @@ class Connection(Incoming):
         self._account()
         if self._closed is not None:
             self._closed.set()
+        if not self._opened:
+            # Otherwise once on_close has been called.
+            self._service.tell_closed(self)
         if self._handler is None and self._service.is_client:
             # Nobody's greenlet is there to say so; where there is one, it comes to `_finish`.
             self._service.closed(self)
@@ -384,6 +406,7 @@ class Connection(Incoming):
             except BaseException as error:
                 escaped = error
                 self._service.hub.handle_error(self, type(error), error, error.__traceback__)
+            self._service.tell_closed(self)
         self._service.closed(self)
         self._greenlet = None
         return escaped

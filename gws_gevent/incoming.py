@@ -20,6 +20,7 @@ from greenlet import GreenletExit, greenlet
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
+from gws_gevent.streamed import MessageStream
 from gws_gevent.transports.base import PollableStream
 
 from ._fdio import SocketStream, monotonic
@@ -45,6 +46,11 @@ WAITED: Final = 0.00005
 #: Messages handled between two looks at the clock, less one: the low bits of their number that are all set then.
 LOOK_UP: Final = 15
 
+#: Bytes of one message in pieces, unless `receive_stream` is told otherwise.
+MAX_STREAMED: Final = 1024 * 1024 * 1024
+#: What stands for no bound.
+NO_BOUND: Final = 2**63 - 1
+
 #: What `_receive` says besides a count of bytes.
 WOULD_BLOCK: Final = -1
 FAILED: Final = -2
@@ -52,6 +58,7 @@ FAILED: Final = -2
 OPEN: Final = State.OPEN
 TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
+CONTINUATION: Final = Opcode.CONTINUATION
 
 
 class Incoming(Deadlines):
@@ -147,6 +154,9 @@ class Incoming(Deadlines):
             self._handle_control(handler, message)
 
     def _handle_control(self, handler: Any, message: Message) -> None:
+        if message.opcode is CONTINUATION:
+            self._skip_piece(message.data)
+            return
         if not self._is_open():
             return
         if message.opcode is Opcode.PING:
@@ -231,13 +241,56 @@ class Incoming(Deadlines):
             TimeoutError: nothing came in time. The connection stays usable and nothing is lost.
             ConnectionClosed: the connection has ended.
         """
+        self._check_reader()
+        return self._receive_data() if timeout is None else self._in_time(timeout, None)
+
+    def receive_stream(self, max_size: int | None = MAX_STREAMED, timeout: float | None = None) -> MessageStream:
+        """Wait until the next message begins, and return it to be read piece by piece: iterate over what is returned.
+
+        Neither `read_max_payload_size` nor `max_fragments` bounds it, and `message_timeout` counts from one piece to the next.
+        Text is checked across fragments (RFC 6455 section 8.1). Nothing more is received while no piece is asked for. A message
+        that had come whole before this call is one piece.
+
+        Args:
+            max_size: bytes of the whole message, 1009 above it; None is no bound.
+            timeout: seconds to wait for its beginning; None waits until the connection ends.
+
+        Raises:
+            TimeoutError: none has begun in time. The connection stays usable and nothing is lost.
+            ConnectionClosed: the connection has ended.
+            ValueError: a `max_size` below 0.
+        """
+        self._check_reader()
+        if max_size is not None and max_size < 0:
+            raise ValueError(f"max_size: must be at least 0, or None, not {max_size!r}")
+        stream = MessageStream(self, NO_BOUND if max_size is None else max_size)
+        if timeout is None:
+            self._begin_stream(stream)
+        else:
+            self._in_time(timeout, stream)
+        return stream
+
+    def next_piece(self, stream: MessageStream) -> Any:
+        """For MessageStream: wait for the next piece; None when the message has ended. Raises as `receive`."""
+        self._check_reader()
+        while True:
+            message = self._next()
+            if message is None:
+                raise ConnectionClosed(self._info_so_far())
+            if message.opcode is not CONTINUATION:
+                self._handle_control(self._handler, message)
+            elif self._is_open():
+                return None if message.data is stream else message.data
+
+    def _check_reader(self) -> None:
         if self._reading or self._giving_way:
             raise GwsError("another greenlet is reading this connection")
-        if timeout is None:
-            return self._receive_data()
+
+    def _in_time(self, timeout: float, stream: MessageStream | None) -> Any:
+        """Receive a message, or begin a stream."""
         timer = gevent.Timeout.start_new(max(timeout, 0))
         try:
-            return self._receive_data()
+            return self._receive_data() if stream is None else self._begin_stream(stream)
         except gevent.Timeout as raised:
             if raised is not timer:
                 raise
@@ -255,6 +308,42 @@ class Incoming(Deadlines):
                     return message.data
             else:
                 self._handle_control(self._handler, message)
+
+    def _begin_stream(self, stream: MessageStream) -> None:
+        protocol = self._protocol
+        try:
+            while True:
+                if self._batch is None:
+                    # What is parsed from here on. A message that is in the batch has come whole.
+                    protocol.stream_next(stream)
+                message = self._next()
+                if message is None:
+                    raise ConnectionClosed(self._info_so_far())
+                if message.data is stream:
+                    return
+                if message.opcode is TEXT or message.opcode is BINARY:
+                    if self._is_open() and self._hold_whole(stream, message):
+                        return
+                else:
+                    self._handle_control(self._handler, message)
+        finally:
+            protocol.stream_none(stream)
+
+    def _hold_whole(self, stream: MessageStream, message: Message) -> bool:
+        data = message.data
+        if len(data.encode() if message.opcode is TEXT else data) > stream.max_size:
+            self._batch = None
+            self._protocol.fail(CloseCode.MESSAGE_TOO_BIG, "message is too big")
+            return False
+        stream.hold(message.opcode, data)
+        return True
+
+    def _skip_piece(self, data: Any) -> None:
+        """A piece that is met by another reader than its stream's: nobody wants the rest."""
+        if type(data) is MessageStream:
+            data.skipped = True
+        else:
+            self._protocol.skip_stream()
 
     def _next(self) -> Message | None:
         """The next message or control frame; None when the connection has ended."""
@@ -395,7 +484,8 @@ class Incoming(Deadlines):
         if messages:
             self._batch = messages
             self._batch_at = 0
-        if self._protocol.partial is None:
+        partial = self._protocol.partial
+        if partial is None or partial.is_waiting():
             self._message_since = 0.0
             if self._accounted:
                 self._account()
@@ -425,10 +515,6 @@ class Incoming(Deadlines):
         """The connection's greenlet."""
         raise NotImplementedError
 
-    def _account(self) -> None:
-        """Bytes held have changed."""
-        raise NotImplementedError
-
 
 def _holds_data(messages: list[Message]) -> bool:
-    return any(message.opcode is TEXT or message.opcode is BINARY for message in messages)
+    return any(message.opcode is TEXT or message.opcode is BINARY or message.opcode is CONTINUATION for message in messages)

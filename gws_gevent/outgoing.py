@@ -7,13 +7,15 @@ wait. Does not belong here: reading, the life of the connection.
 
 from __future__ import annotations
 
+import sys
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, BinaryIO, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
-from gws_gevent.broadcast import PreparedMessage
+from gws_gevent.broadcast import Outcome, PreparedMessage
 from gws_gevent.exceptions import ConnectionClosed, GwsError, MessageTooLarge, TransportError, WriteQueueFull
 from gws_gevent.frames import COMPRESSED, MAX_CONTROL_PAYLOAD, CloseCode, Opcode, State, frame_header
 from gws_gevent.streamed import StreamedMessage
@@ -49,6 +51,10 @@ OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
+SENT: Final = Outcome.SENT
+QUEUED: Final = Outcome.QUEUED
+DROPPED: Final = Outcome.DROPPED
+FULL: Final = Outcome.FULL
 
 Data = str | bytes | bytearray | memoryview
 Callback = Callable[[Exception | None], object]
@@ -101,7 +107,7 @@ class Outgoing(Timed):
         deflate = self._protocol.rules.deflate
         compressed = deflate is not None and deflate.is_wanted(len(payload), compress)
         if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode | RSV1 if compressed else opcode, encode(opcode, data), None)
+            self._queue_from_thread(opcode | RSV1 if compressed else opcode, encode(opcode, data), None, None)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
@@ -141,9 +147,9 @@ class Outgoing(Timed):
         if deflate is not None and deflate.is_wanted(len(payload), None):
             opcode = opcode | RSV1
         if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode, payload, callback)
+            self._queue_from_thread(opcode, payload, callback, None)
             return True
-        return self._queue(opcode, payload, callback)
+        return self._queue_or_drop(opcode, payload, callback, None)
 
     def writev_async(self, opcode: int, *parts: Data, callback: Callback | None = None) -> bool:
         """Queue one message made of several parts; see `write_async`."""
@@ -168,13 +174,56 @@ class Outgoing(Timed):
         self._check_size(len(frame.payload))
         deflate = self._protocol.rules.deflate
         if thread_id() != self._service.thread:
-            compressed = deflate is not None and deflate.is_wanted(len(frame.payload), None)
-            self._queue_from_thread(frame.opcode | RSV1 if compressed else frame.opcode, frame.payload, None)
+            self._queue_from_thread(frame.opcode, frame.payload, None, frame)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
         self._write_whole_frame(frame.frame if deflate is None else frame.frame_for(deflate))
+
+    def queue_prepared(self, prepared: PreparedMessage, callback: Callback | None, may_wait: bool) -> Outcome:
+        """Queue a prepared message for a broadcast.
+
+        Args:
+            callback: as in `write_async`, and only for a message that is QUEUED.
+            may_wait: where the queue is full and `slow_consumer` is "block", wait instead of returning FULL.
+
+        Raises:
+            ConnectionClosed, MessageTooLarge, WriteQueueFull: as `write_async`.
+        """
+        self._check_size(len(prepared.payload))
+        if thread_id() != self._service.thread:
+            self._queue_from_thread(prepared.opcode, prepared.payload, callback, prepared)
+            return QUEUED
+        if self._streamed is not None or self._service.is_client or not self._may_send_directly():
+            outcome = self._queue(prepared.opcode, prepared.payload, callback, prepared, may_wait)
+            if callback is None:
+                self._check_open()  # the stream may just have failed, and nobody else would be told
+            return outcome
+        self._check_open()
+        deflate = self._protocol.rules.deflate
+        frame = prepared.frame if deflate is None else prepared.frame_for(deflate)
+        try:
+            left = len(frame) - self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
+        except TransportError as error:
+            raise self._lost(error) from None
+        if left == 0:
+            return SENT
+        writer = self._open_writer()
+        writer.append_frame(frame)
+        writer.sent_all_but(left)
+        if callback is not None:
+            writer.append_mark(callback)
+        return QUEUED
+
+    def call_in_greenlet(self, function: Callable[..., object], *args: object) -> None:
+        """Call `function(*args)` in a greenlet of the connection's thread, from any thread; it waits for no output."""
+        service = self._service
+        switch = greenlet(partial(_call, service.hub, function), service.hub).switch
+        if thread_id() != service.thread:
+            service.runtime.call_from_thread(switch, *args)
+        else:
+            service.hub.loop.run_callback(switch, *args)
 
     def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE, compress: bool | None = None) -> None:
         """Write what a binary file holds as one message in fragments, with no more than two of them in memory."""
@@ -257,7 +306,8 @@ class Outgoing(Timed):
     @property
     def buffered_amount(self) -> int:
         """Bytes written and not yet taken by the transport."""
-        return self._writer.size if self._writer is not None else 0
+        unsent = self._writer.size if self._writer is not None else 0
+        return unsent if self._streamed is None else unsent + self._streamed.size
 
     # Inside
 
@@ -265,7 +315,7 @@ class Outgoing(Timed):
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise ValueError(f"a control frame holds at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
         if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode, bytes(payload), None)
+            self._queue_from_thread(opcode, bytes(payload), None, None)
             return
         self._write_frame(opcode, payload, True)
 
@@ -335,16 +385,6 @@ class Outgoing(Timed):
         """The socket did not take the last so many bytes of what the Writer has got just now."""
         writer.sent_all_but(left)
         self._wait_below_high_water(writer)
-
-    def _append_message(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview) -> None:
-        """Append a whole message, compressed if its opcode says so."""
-        if opcode & RSV1:
-            data = self._protocol.rules.deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
-            if data is None:
-                opcode &= ~RSV1
-            else:
-                payload = data
-        self._append(writer, opcode, payload, True)
 
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         out = writer.tail()
@@ -421,21 +461,43 @@ class Outgoing(Timed):
         if writer.size + size > self._service.write_queue_size and writer.size and getcurrent() is self._service.hub:
             raise WriteQueueFull(f"{writer.size} bytes are unsent and the hub cannot wait")
 
-    def _queue(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> bool:
-        """Append without blocking, or as `slow_consumer` says."""
+    def _queue_or_drop(
+        self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None, prepared: PreparedMessage | None
+    ) -> bool:
+        """Queue a message; False if it was dropped, as the callback is told."""
+        outcome = self._queue(opcode, payload, callback, prepared, True)
+        if outcome is FULL or outcome is DROPPED:
+            full = WriteQueueFull(f"{self.buffered_amount} bytes are unsent")
+            if outcome is FULL:
+                raise full
+            if callback is not None:
+                self.call_in_greenlet(callback, full)
+        return outcome is not DROPPED
+
+    def _queue(
+        self,
+        opcode: int,
+        payload: bytes | bytearray | memoryview,
+        callback: Callback | None,
+        prepared: PreparedMessage | None,
+        may_wait: bool,
+    ) -> Outcome:
+        """Append without blocking, or as `slow_consumer` says. Of a prepared message the payload is given as well."""
         while True:
             # Whoever waited starts anew: the queue may be another by then, or full again.
             self._check_open()
             writer = self._open_writer()
-            unsent = writer.size + (self._streamed.size_behind() if self._streamed is not None else 0)
+            unsent = writer.size + (self._streamed.size if self._streamed is not None else 0)
             if not unsent or unsent + len(payload) <= self._service.write_queue_size:
                 break
-            if not self._make_room(writer, len(payload), callback):
-                return False
+            outcome = self._make_room(writer, len(payload), may_wait)
+            if outcome is not QUEUED:
+                return outcome
         if self._streamed is not None:
-            self._streamed.behind.append((opcode, bytes(payload), callback))
-            return True
-        self._append_message(writer, opcode, payload)
+            self._streamed.put_behind(opcode, bytes(payload), callback, prepared)
+            self._account()
+            return QUEUED
+        self._append_message(writer, opcode, payload, prepared)
         if callback is not None:
             writer.append_mark(callback)
         if self._batch is None or callback is not None:
@@ -443,46 +505,61 @@ class Outgoing(Timed):
             self._release(writer)
         else:
             self._flush_deferred_later(writer)
-        return True
+        return QUEUED
+
+    def _append_message(
+        self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, prepared: PreparedMessage | None
+    ) -> None:
+        """Append a whole message: as it was encoded already where that will do, compressed if its opcode says so."""
+        deflate = self._protocol.rules.deflate
+        if prepared is not None and not self._service.is_client:
+            writer.append_frame(prepared.frame if deflate is None else prepared.frame_for(deflate))
+            return
+        if opcode & RSV1:
+            data = deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
+            if data is None:
+                opcode &= ~RSV1
+            else:
+                payload = data
+        self._append(writer, opcode, payload, True)
 
     def _flush_deferred_later(self, writer: Writer) -> None:
         if not writer.flush_scheduled:
             writer.flush_scheduled = True
             self._service.flush_later(self)
 
-    def _make_room(self, writer: Writer, size: int, callback: Callback | None) -> bool:
-        """Wait for room, or refuse the message (False), as `slow_consumer` says."""
+    def _make_room(self, writer: Writer, size: int, may_wait: bool) -> Outcome:
+        """Do as `slow_consumer` says: QUEUED if there may be room now, or FULL or DROPPED."""
         policy, here, streamed = self._service.options.slow_consumer, getcurrent(), self._streamed
-        full = WriteQueueFull(f"{writer.size} bytes are unsent")
-        if policy == "block" and here is not self._service.hub and (streamed is None or streamed.greenlet is not here):
-            if streamed is not None:
-                streamed.done.wait()
-            else:
-                writer.wait_below(max(self._service.write_queue_size - size, 0))
-            return True
         if policy == "close":
             self.give_up(CloseCode.POLICY_VIOLATION, "too slow")
             raise ConnectionClosed(self._info_so_far())
-        if policy == "block":
-            raise full
-        if callback is not None:
-            writer.run_in_greenlet(callback, full)
-        return False
+        if policy == "drop":
+            return DROPPED
+        if not may_wait or here is self._service.hub or (streamed is not None and streamed.greenlet is here):
+            return FULL
+        if streamed is not None:
+            streamed.done.wait()
+        else:
+            writer.wait_below(max(self._service.write_queue_size - size, 0))
+        return QUEUED
 
-    def _queue_from_thread(self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None) -> None:
+    def _queue_from_thread(
+        self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None, prepared: PreparedMessage | None
+    ) -> None:
         self._check_open()
         data = bytes(payload)
         self._service.runtime.reserve(self, len(data), self._service.write_queue_size)
-        self._service.runtime.call_from_thread(self._queue_late, opcode, data, callback)
+        self._service.runtime.call_from_thread(self._queue_late, opcode, data, callback, prepared)
 
-    def _queue_late(self, opcode: int, payload: bytes, callback: Callback | None) -> None:
+    def _queue_late(self, opcode: int, payload: bytes, callback: Callback | None, prepared: PreparedMessage | None) -> None:
         """In the hub, for another thread: nothing may block or raise."""
         self._service.runtime.unreserve(self, len(payload))
         try:
-            self._queue(opcode, payload, callback)
+            self._queue_or_drop(opcode, payload, callback, prepared)
         except (ConnectionClosed, WriteQueueFull, TransportError) as error:
             if callback is not None:
-                self._open_writer().run_in_greenlet(callback, error)
+                self.call_in_greenlet(callback, error)
 
     def _submit_late(self, function: Callable[[], object]) -> None:
         try:
@@ -492,16 +569,18 @@ class Outgoing(Timed):
 
     def _queue_behind(self, streamed: StreamedMessage) -> None:
         """Queue what came while the fragments went out; its bytes were counted then."""
-        for opcode, payload, callback in streamed.behind:
+        for opcode, payload, callback, prepared in streamed.behind:
             writer = self._open_writer()
             if self._is_open():
-                self._append_message(writer, opcode, payload)
+                self._append_message(writer, opcode, payload, prepared)
                 if callback is not None:
                     writer.append_mark(callback)
                 writer.flush()
             elif callback is not None:
-                writer.run_in_greenlet(callback, ConnectionClosed(self._info_so_far()))
+                self.call_in_greenlet(callback, ConnectionClosed(self._info_so_far()))
             self._release(writer)
+        if streamed.size:
+            self._account()
         streamed.done.set()
 
     def _wait_for_streamed(self) -> None:
@@ -545,11 +624,23 @@ class Outgoing(Timed):
         """The Writer has more, or less, to send."""
         raise NotImplementedError
 
+    def _account(self) -> None:
+        """Bytes held have changed."""
+        raise NotImplementedError
+
     def _closing_has_begun(self) -> None:
         raise NotImplementedError
 
     def _info_so_far(self) -> CloseInfo:
         raise NotImplementedError
+
+
+def _call(hub: Any, function: Callable[..., object], *args: object) -> None:
+    """The whole of a greenlet: what comes out of it goes to the hub's error handler."""
+    try:
+        function(*args)
+    except BaseException:
+        hub.handle_error(function, *sys.exc_info())
 
 
 def encode(opcode: int, data: Data, whole: bool = True) -> bytes | bytearray | memoryview:

@@ -1,8 +1,8 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """The message that is still incomplete.
 
-Belongs here: putting fragments and cut-off frames together under the limits, and UTF-8. Does not belong here: frame headers,
-the connection's state. An idle connection has no PartialMessage.
+Belongs here: putting fragments and cut-off frames together under the limits, or giving them out as they come, and UTF-8. Does not
+belong here: frame headers, the connection's state. An idle connection has no PartialMessage.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ class PartialMessage:
 
     Attributes:
         held: a cut-off frame header or control frame.
-        rest: whole frames that a batch left behind.
+        rest: whole frames that a batch left behind, or bytes that may be read in another way.
         compressed: what is collected is still to be inflated; then UTF-8 is checked as well.
+        stream: whose message this is, or the next one will be, if it is given out in pieces; see Protocol.stream_next.
+        next_stream: whose the one behind it will be.
+        given: bytes given out in pieces; -1 while none could be.
 
     Args:
         max_size: bytes of the whole message; 1009 above it.
@@ -36,8 +39,8 @@ class PartialMessage:
     """
 
     __slots__ = (
-        "buffer", "check_utf8", "compressed", "decoder", "fin", "fragments", "held", "key", "max_fragments", "max_size", "opcode",
-        "phase", "remaining", "rest",
+        "buffer", "check_utf8", "compressed", "decoder", "fin", "fragments", "given", "held", "key", "max_fragments", "max_size",
+        "next_stream", "opcode", "phase", "remaining", "rest", "stream",
     )  # fmt: skip
 
     def __init__(self, max_size: int, max_fragments: int, check_utf8: bool) -> None:
@@ -55,6 +58,9 @@ class PartialMessage:
         self.fin = True
         self.fragments = 0
         self.remaining = 0
+        self.stream: Any = None
+        self.next_stream: Any = None
+        self.given = -1
 
     @property
     def size(self) -> int:
@@ -62,8 +68,12 @@ class PartialMessage:
         return len(self.buffer) + len(self.held) + len(self.rest)
 
     def is_empty(self) -> bool:
-        """True when nothing is held and no message has begun."""
-        return self.opcode == 0 and not self.held and not self.rest
+        """True when nothing is held, no message has begun, and nobody waits for one in pieces."""
+        return self.stream is None and self.opcode == 0 and not self.held and not self.rest
+
+    def is_waiting(self) -> bool:
+        """True when nothing is held and no message has begun, but somebody waits for one in pieces."""
+        return self.stream is not None and self.opcode == 0 and not self.held and not self.rest
 
     def begin_frame(self, opcode: int, fin: bool, length: int, key: bytes, compressed: bool) -> None:
         """Take the header of a data frame whose payload follows through `add`. `compressed` counts on a message's first.
@@ -71,17 +81,18 @@ class PartialMessage:
         Raises:
             ProtocolError: 1009 when the message would pass a limit, before a byte of this frame's payload is taken.
         """
+        # Judged before anything is changed: the same header may be read once more, for a message in pieces.
+        if len(self.buffer) + length > self.max_size:
+            raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
         if opcode:
             self.opcode = opcode
             self.fragments = 0
             self.compressed = compressed
             if opcode == 1 and self.check_utf8 and not compressed:
                 self.decoder = new_decoder()
-        self.fragments += 1
-        if len(self.buffer) + length > self.max_size:
-            raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
-        if self.fragments > self.max_fragments:
+        elif self.fragments >= self.max_fragments:
             raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message has too many fragments")
+        self.fragments += 1
         self.fin = fin
         self.remaining = length
         self.key = key
@@ -133,3 +144,92 @@ class PartialMessage:
                 self.decoder.decode(piece, ends)
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+
+    # A message in pieces
+
+    def begin_stream(self, stream: Any) -> None:
+        """Give out in pieces what has come of a message and what comes of it, or the next message."""
+        self.stream = stream
+        self.max_size = stream.max_size
+        self.given = -1
+
+    def bound(self, max_size: int) -> None:
+        """The message is compressed: it is collected and inflated as a whole, so the limit of whole messages holds as well."""
+        self.max_size = min(self.max_size, max_size)
+
+    def take_over(self) -> None:
+        """Give out a message that has begun: `take_piece` has what there is of it.
+
+        Raises:
+            ProtocolError: 1009 when the message would pass the stream's limit.
+        """
+        if self.remaining > self.max_size - len(self.buffer):
+            raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
+        self._begin_pieces()
+
+    def begin_piece(self, opcode: int, fin: bool, length: int, key: bytes, compressed: bool) -> None:
+        """`begin_frame` for a message in pieces, which may have any number of fragments.
+
+        Raises:
+            ProtocolError: 1009 when the message would pass the stream's limit.
+        """
+        if opcode:
+            self.opcode = opcode
+            self.compressed = compressed
+            self._begin_pieces()
+        if length > self.max_size - self.given - len(self.buffer):
+            raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
+        self.fin = fin
+        self.remaining = length
+        self.key = key
+        self.phase = 0
+
+    def _begin_pieces(self) -> None:
+        self.given = 0
+        self.decoder = new_decoder("strict" if self.check_utf8 else "replace") if self.opcode == 1 else None
+
+    def add_piece(self, data: bytes | bytearray, at: int, end: int) -> int:
+        """Take payload of the current frame as `add` does, or pass over it where nobody wants it any more."""
+        taken = end - at
+        if taken > self.remaining:
+            taken = self.remaining
+        if self.stream.skipped and not self.compressed:
+            self.given += taken
+        else:
+            append_unmasked(self.buffer, data, at, taken, self.key, self.phase)
+        self.phase = (self.phase + taken) & 3
+        self.remaining -= taken
+        return at + taken
+
+    def take_pieces(self) -> bytearray:
+        """Give out all that was collected of a compressed message."""
+        buffer = self.buffer
+        self.buffer = bytearray()
+        return buffer
+
+    def take_piece(self) -> str | bytes:
+        """Give out what has come; empty where there is nothing, or the start of a character.
+
+        Raises:
+            ProtocolError: 1007 when text is not UTF-8.
+        """
+        buffer = self.buffer
+        self.given += len(buffer)
+        self.buffer = bytearray()
+        if self.decoder is None or self.stream.skipped:
+            return bytes(buffer)
+        try:
+            text: str = self.decoder.decode(buffer, self.fin and self.remaining == 0)
+        except UnicodeDecodeError:
+            raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+        return text
+
+    def end_stream(self) -> bool:
+        """Forget the message that has ended; True if the next one is to be given out as well."""
+        self.opcode = 0
+        self.decoder = None
+        if self.next_stream is None:
+            return False
+        self.begin_stream(self.next_stream)
+        self.next_stream = None
+        return True

@@ -8,7 +8,7 @@ reading, writing, waiting, logging, calling handlers.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gws_gevent.exceptions import GwsError, ProtocolError
 from gws_gevent.extensions.deflate import Compression, Deflate
@@ -50,6 +50,11 @@ OPEN: Final = State.OPEN
 CLOSED: Final = State.CLOSED
 TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
+CONTINUATION: Final = Opcode.CONTINUATION
+TOO_BIG: Final = CloseCode.MESSAGE_TOO_BIG
+
+#: What a frame of a message in pieces may declare; the limit of its stream is looked at besides.
+MAX_LENGTH: Final = 2**63 - 1
 
 
 NEXT_STATE: Final = {
@@ -89,7 +94,7 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
 
 class ProtocolRules:
-    """What connections of one server or client share: the side and the limits, one frame parser, and what was negotiated.
+    """What connections of one server or client share: the side and the limits, the frame parsers, and what was negotiated.
 
     Attributes:
         deflate: what messages are compressed and inflated with; None where that was not negotiated.
@@ -100,7 +105,7 @@ class ProtocolRules:
 
     __slots__ = (
         "_compression", "_options", "_shared", "check_utf8", "deflate", "is_client", "max_fragments", "max_size", "parser",
-        "utf8_errors",
+        "stream_parser", "utf8_errors",
     )  # fmt: skip
 
     def __init__(self, side: Side, options: ConnectionOptions, deflate: Deflate | None = None) -> None:
@@ -116,6 +121,7 @@ class ProtocolRules:
         self.check_utf8 = options.check_utf8
         self.utf8_errors = "strict" if options.check_utf8 else "replace"
         self.parser = FrameParser(side is Side.SERVER, options.read_max_payload_size, deflate is not None)
+        self.stream_parser = FrameParser(side is Side.SERVER, MAX_LENGTH, deflate is not None)
 
     def agreed(self, agreement: Agreement) -> ProtocolRules:
         """Return the rules of connections that have agreed on compression; one object for all of them that keep no context."""
@@ -161,12 +167,16 @@ class Protocol:
             return messages
         try:
             if self.partial is not None:
-                at = self._resume(messages, data, at, end)
+                if self.partial.stream is None:
+                    at = self._resume(messages, data, at, end)
+                else:
+                    at = self._resume_stream(messages, data, at, end)
             if at < end:
                 self._parse(messages, data, at, end)
         except ProtocolError as error:
             self.failure = error
-            self.partial = None
+            if error.code != TOO_BIG or self.partial is None or not self.partial.rest:
+                self.partial = None
         return messages
 
     def receive_whole(self, data: bytes | bytearray, at: int, end: int) -> Message | None:
@@ -189,12 +199,14 @@ class Protocol:
     def has_more(self) -> bool:
         """True when a batch left complete frames behind."""
         partial = self.partial
-        return partial is not None and len(partial.rest) > 0
+        if partial is None or self.failure is not None:
+            return False
+        return len(partial.rest) > 0 or (partial.stream is not None and partial.opcode != 0 and partial.given < 0)
 
     @property
     def incomplete(self) -> bool:
         """True while a message has begun and not ended, or a frame is cut off."""
-        return self.partial is not None
+        return self.failure is None and self.partial is not None and not self.partial.is_waiting()
 
     @property
     def buffered(self) -> int:
@@ -232,7 +244,7 @@ class Protocol:
         """Read no more: forget what is incomplete and ignore later bytes, as after a `failure` of the peer's making."""
         if self.failure is None:
             self.failure = ProtocolError(code, reason)
-            self.partial = None
+        self.partial = None
 
     def stream_ended(self, error: BaseException | None) -> CloseInfo:
         """The transport has ended: settle how. `error` is what ended it, None for an orderly end of stream."""
@@ -251,6 +263,15 @@ class Protocol:
         return self.info
 
     def _parse(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
+        """`_parse_frames`; and keep a frame that is too big behind messages: their reader may want it in pieces."""
+        try:
+            return self._parse_frames(messages, data, at, end)
+        except ProtocolError as error:
+            if error.code == TOO_BIG and messages:
+                self._open_partial().rest = bytes(data[self.rules.parser.at : end])
+            raise
+
+    def _parse_frames(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
         """Cut frames out of `data[at:end]`; keep what is cut off at its end. Returns the offset reached."""
         parser = self.rules.parser
         fragmented = self.partial is not None and self.partial.opcode != 0
@@ -389,3 +410,137 @@ class Protocol:
         key = joined[key_at:size] if key_at >= 0 else b""
         partial.begin_frame(parser.opcode, parser.fin, parser.length, key, parser.compressed)
         return self._add(messages, partial, data, at + size - len(held), end)
+
+    # A message in pieces
+
+    def stream_next(self, stream: Any) -> None:
+        """Give out the next message that has not been returned yet in pieces, as it comes, and not bounded by `max_size`.
+
+        `receive` then returns Messages of opcode CONTINUATION: one whose data is `stream`, the pieces (`str` for text, never
+        empty), and again one whose data is `stream`. Control frames stand between them. It is the next message's turn if one has
+        begun in pieces. A no-op while this stream waits.
+
+        Args:
+            stream: has `max_size`, in bytes, and `skipped`: while that is true, pieces are left out. Its `opcode` is set.
+        """
+        if self.state is CLOSED or (self.info is not None and self.info.received is not None):
+            return
+        if self.failure is not None:
+            if self.partial is None:
+                return
+            # The frame that was too big as a part of a message is kept: now it is one of a stream.
+            self.failure = None
+        partial = self._open_partial()
+        if partial.stream is None or partial.opcode == 0:
+            partial.begin_stream(stream)
+        elif partial.stream is not stream:
+            partial.stream.skipped = True
+            partial.next_stream = stream
+
+    def stream_none(self, stream: Any) -> None:
+        """Take `stream_next` back, unless its message has begun."""
+        partial = self.partial
+        if partial is None:
+            return
+        if partial.next_stream is stream:
+            partial.next_stream = None
+        elif partial.stream is stream and partial.opcode == 0:
+            self.partial = None
+            if partial.held or partial.rest:
+                whole = self._open_partial()
+                whole.held, whole.rest = partial.held, partial.rest
+
+    def skip_stream(self) -> None:
+        """Leave out the pieces that are still to come of the message that is being given out."""
+        partial = self.partial
+        if partial is not None and partial.stream is not None and partial.opcode != 0:
+            partial.stream.skipped = True
+
+    def _resume_stream(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
+        """`_resume` for a message in pieces."""
+        partial = self._open_partial()
+        if partial.held or partial.rest:
+            whole = partial.held + partial.rest + bytes(data[at:end])
+            partial.held = partial.rest = b""
+            self._parse(messages, whole, self._stream_frames(messages, whole, 0, len(whole)), len(whole))
+            return end
+        return self._stream_frames(messages, data, at, end)
+
+    def _stream_frames(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
+        """Cut pieces out of `data[at:end]`. Returns the offset from which there are other messages."""
+        partial = self._open_partial()
+        if partial.opcode != 0 and partial.given < 0:
+            if partial.compressed:
+                partial.bound(self.rules.max_size)
+            partial.take_over()
+            self._begin_pieces(messages, partial)
+            self._add_piece(messages, partial)
+        while at < end:
+            if partial.remaining == 0:
+                parser = self.rules.stream_parser
+                size = parser.read_header(data, at, end, partial.opcode != 0)
+                if size == 0 or (parser.opcode >= 8 and end - at - size < parser.length):
+                    partial.held = bytes(data[at:end])
+                    return end
+                if parser.opcode != 0 and parser.opcode < 8 and messages:
+                    # It stands first in what is returned, so that its reader cannot be interrupted in front of it.
+                    partial.rest = bytes(data[at:end])
+                    return end
+                at = self._stream_header(messages, partial, data, at + size)
+                if parser.opcode == 8:
+                    return end
+                if parser.opcode > 8:
+                    if len(messages) >= MAX_BATCH and at < end:
+                        partial.rest = bytes(data[at:end])
+                        return end
+                    continue
+            at = partial.add_piece(data, at, end)
+            self._add_piece(messages, partial)
+            if partial.is_complete():
+                messages.append(new_message(CONTINUATION, partial.stream))
+                if not partial.end_stream():
+                    self.partial = None
+                    return at
+            if len(messages) >= MAX_BATCH and at < end:
+                partial.rest = bytes(data[at:end])
+                return end
+        return at
+
+    def _stream_header(
+        self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, payload_at: int
+    ) -> int:
+        """Take a control frame, or the header of a data frame; returns the offset behind it."""
+        parser = self.rules.stream_parser
+        key_at = payload_at - 4 if parser.expect_masked else -1
+        if parser.opcode >= 8:
+            messages.append(self._control(parser.opcode, unmask(data, payload_at, parser.length, key_at)))
+            return payload_at + parser.length
+        key = bytes(data[key_at : key_at + 4]) if key_at >= 0 else b""
+        if parser.opcode != 0 and parser.compressed:
+            partial.bound(self.rules.max_size)
+        partial.begin_piece(parser.opcode, parser.fin, parser.length, key, parser.compressed)
+        if parser.opcode != 0:
+            self._begin_pieces(messages, partial)
+        return payload_at
+
+    def _begin_pieces(self, messages: list[Message], partial: PartialMessage) -> None:
+        partial.stream.opcode = OPCODES[partial.opcode]
+        messages.append(new_message(CONTINUATION, partial.stream))
+
+    def _add_piece(self, messages: list[Message], partial: PartialMessage) -> None:
+        piece = self._inflated_piece(partial) if partial.compressed else partial.take_piece()
+        if piece:
+            messages.append(new_message(CONTINUATION, piece))
+
+    def _inflated_piece(self, partial: PartialMessage) -> str | bytes:
+        """The whole of a compressed message once it has come, and nothing before that. What is skipped is inflated as well: later messages
+        may refer to it."""
+        if not partial.is_complete():
+            return b""
+        inflated = self.rules.deflate.inflate(partial.take_pieces(), partial.max_size)  # type: ignore[union-attr]
+        if partial.stream.skipped:
+            return b""
+        try:
+            return inflated.decode("utf-8", self.rules.utf8_errors) if partial.opcode == 1 else inflated
+        except UnicodeDecodeError:
+            raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.hub import get_hub
 from gevent.monkey import get_original
+from greenlet import getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import WriteQueueFull
@@ -22,7 +23,7 @@ else:
     Wheel = build_of("timers").Wheel
 
 
-__all__ = ["RECEIVE_SIZE", "Runtime", "current"]
+__all__ = ["RECEIVE_SIZE", "Runtime", "current", "may_wait"]
 
 #: Bytes of the receive buffer that all connections of a hub share.
 RECEIVE_SIZE = 256 * 1024
@@ -148,3 +149,9 @@ def current() -> Runtime:
     if runtime is None or runtime.hub is not hub:
         runtime = _per_thread.runtime = Runtime(hub)
     return runtime
+
+
+def may_wait() -> bool:
+    """True in a greenlet of a thread that has a runtime; False in its hub, and in a thread that only calls in."""
+    runtime: Runtime | None = _per_thread.runtime
+    return runtime is not None and getcurrent() is not runtime.hub

@@ -19,7 +19,7 @@ from gws_gevent.session import SessionStorage
 from .protocol import ProtocolRules
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from gws_gevent.connection import Connection
     from gws_gevent.handler import EventHandler
@@ -64,6 +64,8 @@ class Service:
         self.keep_request = False
         self._ids = count(1)
         self._empty: Event | None = None
+        # Only connections that somebody wants to hear of stand in it.
+        self._when_closed: dict[Connection, list[Callable[[Connection], object]]] = {}
 
     def open(self, conn: Connection) -> EventHandler | None:
         """Do the opening handshake in the connection's greenlet; None if it was refused and the stream is to be closed."""
@@ -78,6 +80,26 @@ class Service:
         self.connections.pop(conn, None)
         if self._empty is not None and not self.connections:
             self._empty.set()
+
+    def call_when_closed(self, conn: Connection, callback: Callable[[Connection], object]) -> None:
+        """Have `callback(conn)` called by `tell_closed`."""
+        self._when_closed.setdefault(conn, []).append(callback)
+
+    def do_not_call_when_closed(self, conn: Connection, callback: Callable[[Connection], object]) -> None:
+        """Take `call_when_closed` back, once; nothing if there is nothing to take back."""
+        callbacks = self._when_closed.get(conn)
+        if callbacks is not None and callback in callbacks:
+            callbacks.remove(callback)
+            if not callbacks:
+                self._when_closed.pop(conn, None)
+
+    def tell_closed(self, conn: Connection) -> None:
+        """The connection has closed and nobody is called for it any more: tell those who asked for that."""
+        for callback in self._when_closed.pop(conn, ()):
+            try:
+                callback(conn)
+            except Exception as error:
+                self.log(logging.ERROR, conn, "a callback for the end of a connection failed", error=error)
 
     def wait_empty(self, timeout: float | None) -> bool:
         """Wait until no connection is left; False if some are after `timeout` seconds."""

@@ -1,17 +1,25 @@
-"""A message that is being written in fragments, and what waits behind it."""
+"""Messages that are never whole in memory: one that is being written in fragments, one that is being read piece by piece.
+
+Belongs here: what is known of them between two pieces. Does not belong here: writing (outgoing.py), reading (incoming.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 from greenlet import getcurrent
 
-if TYPE_CHECKING:
-    from gws_gevent.extensions.deflate import Deflation
+from gws_gevent.exceptions import GwsError
 
-__all__ = ["StreamedMessage"]
+if TYPE_CHECKING:
+    from gws_gevent.broadcast import PreparedMessage
+    from gws_gevent.extensions.deflate import Deflation
+    from gws_gevent.frames import Opcode
+    from gws_gevent.incoming import Incoming
+
+__all__ = ["MessageStream", "StreamedMessage"]
 
 
 class StreamedMessage:
@@ -21,18 +29,74 @@ class StreamedMessage:
         greenlet: the one that writes the fragments.
         unfinished: a fragment has been queued, and not yet the last one.
         deflation: what compresses the fragments, or None.
-        behind: opcode, payload and callback of each message that could not wait.
+        behind: each message that could not wait: opcode, payload, callback, and the PreparedMessage where it is one.
+        size: bytes of those.
     """
 
-    __slots__ = ("behind", "deflation", "done", "greenlet", "unfinished")
+    __slots__ = ("behind", "deflation", "done", "greenlet", "size", "unfinished")
 
     def __init__(self) -> None:
         self.greenlet = getcurrent()
         self.done = Event()
         self.unfinished = False
         self.deflation: Deflation | None = None
-        self.behind: list[tuple[int, bytes, Callable[[Exception | None], object] | None]] = []
+        self.behind: list[tuple[int, bytes, Callable[[Exception | None], object] | None, PreparedMessage | None]] = []
+        self.size = 0
 
-    def size_behind(self) -> int:
-        """Bytes that wait."""
-        return sum(len(payload) for _, payload, _ in self.behind)
+    def put_behind(
+        self, opcode: int, payload: bytes, callback: Callable[[Exception | None], object] | None, prepared: PreparedMessage | None
+    ) -> None:
+        """Queue a whole message behind the last fragment."""
+        self.behind.append((opcode, payload, callback, prepared))
+        self.size += len(payload)
+
+
+class MessageStream:
+    """A message that is read piece by piece: iterate over it. `conn.receive_stream` makes it.
+
+    The pieces are `str` for text, `bytes` for binary, none of them empty: each fragment as it came, or what has come of it.
+    Nothing more is received while none is asked for. What is left when the loop is left is skipped by the next read of the
+    connection.
+
+    Iteration raises ConnectionClosed if the connection ends before the message does, and GwsError once the rest has been skipped.
+
+    Attributes:
+        opcode: Opcode.TEXT or Opcode.BINARY.
+        max_size: bytes that the whole message may have.
+        skipped: something else was read before the end of this message.
+    """
+
+    __slots__ = ("_conn", "_ended", "_whole", "max_size", "opcode", "skipped")
+
+    opcode: Opcode
+
+    def __init__(self, conn: Incoming, max_size: int) -> None:
+        self._conn = conn
+        self._whole: str | bytes | None = None
+        self._ended = False
+        self.max_size = max_size
+        self.skipped = False
+
+    def hold(self, opcode: Opcode, data: str | bytes) -> None:
+        """It had come as a whole before it was asked for in pieces."""
+        self.opcode = opcode
+        self._whole = data
+
+    def __iter__(self) -> MessageStream:
+        return self
+
+    def __next__(self) -> Any:
+        if self._whole is not None:
+            piece, self._whole = self._whole, None
+            self._ended = True
+            if piece:
+                return piece
+        if self._ended:
+            raise StopIteration
+        if self.skipped:
+            raise GwsError("the rest of this message was skipped: the connection has been read since")
+        found = self._conn.next_piece(self)
+        if found is None:
+            self._ended = True
+            raise StopIteration
+        return found

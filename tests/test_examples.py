@@ -106,6 +106,27 @@ def test_client() -> None:
     assert run_program(args, env=ENV).status == 2
 
 
+def test_rooms() -> None:
+    with example("rooms.py", "127.0.0.1:0") as server, connect(url(server, "/garden")) as ann:
+        with connect(url(server, "/garden")) as bo, connect(url(server, "/house")) as cleo:
+            for conn, room in ((ann, "/garden"), (bo, "/garden"), (cleo, "/house")):
+                conn.send("/rooms")
+                assert conn.receive(timeout=10) == room
+            bo.send("hello")
+            assert ann.receive(timeout=10) == "/garden 2: hello"
+            cleo.send("/join garden")
+            cleo.send("/rooms")
+            assert cleo.receive(timeout=10) == "/garden /house"
+            ann.send("all of you")
+            assert [conn.receive(timeout=10) for conn in (bo, cleo)] == ["/garden 1: all of you"] * 2
+            cleo.send("/leave garden")
+            cleo.send("/rooms")
+            assert cleo.receive(timeout=10) == "/house"
+            cleo.send(b"bytes")
+            assert list(cleo) == []
+        assert ann.receive(timeout=10) == "/garden 2: bye"
+
+
 def test_routes_authorisation_and_origins() -> None:
     with example("routing.py", "127.0.0.1:0") as server:
 

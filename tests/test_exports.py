@@ -14,10 +14,14 @@ from gws_gevent._accel import BUILT_TWICE, build_of
 from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
-EXPORTED = ("broadcast", "client", "exceptions", "frames", "handler", "options", "reconnect", "server", "session", "upgrader")
+EXPORTED = (
+    "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "reconnect", "rooms", "server", "session",
+    "upgrader",
+)  # fmt: skip
 #: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
 EXPORTED_IN_PART = {"connection": {"Connection"},
     "handshake": {"Headers", "Request", "Response"},
+    "streamed": {"MessageStream"},
     "transports.base": {"ListenSettings", "TlsFiles"},
     "transports.tls_contexts": {"client_context"},
 }
@@ -25,7 +29,7 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 UNDER_THEIR_OWN_NAME = {
     "answers", "cli", "deadlines", "dialing", "extensions", "http_body", "http_head", "incoming", "integrations", "message",
     "opening", "outgoing", "partial_message", "protocol", "proxies", "proxy_headers", "redirects", "runtime", "service",
-    "streamed", "timers", "transports", "urls", "writer",
+    "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]

@@ -26,6 +26,7 @@ LAYERS = {
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
     ),
+    **dict.fromkeys(("concurrent_map", "rooms"), 4),
     **dict.fromkeys(("answers", "client", "dialing", "integrations", "opening", "reconnect", "server", "upgrader"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from gws_gevent import CloseInfo, Connection, EventHandler, Message, Opcode, PreparedMessage, Server
+from gws_gevent import Broadcaster, CloseInfo, Connection, EventHandler, Message, Opcode, Server
 
 
 class Room(EventHandler):
@@ -21,9 +21,7 @@ class Room(EventHandler):
         self._members.add(conn)
 
     def on_message(self, conn: Connection, message: Message) -> None:
-        prepared = PreparedMessage(Opcode.BINARY, bytes(self._size))
-        for member in self._members:
-            member.write_prepared(prepared)
+        Broadcaster(Opcode.BINARY, bytes(self._size)).broadcast(self._members)
 
     def on_close(self, conn: Connection, info: CloseInfo) -> None:
         self._members.discard(conn)

@@ -2,6 +2,7 @@ cimport cython
 
 
 cdef class FrameParser:
+    cdef readonly Py_ssize_t at
     cdef readonly bint expect_masked
     cdef readonly long long max_payload
     cdef readonly bint allow_compressed

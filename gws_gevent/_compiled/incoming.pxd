@@ -3,6 +3,7 @@ cimport cython
 from ._fdio cimport SocketStream, monotonic
 from .deadlines cimport Deadlines
 from .message cimport Message
+from .partial_message cimport PartialMessage
 from .protocol cimport Protocol
 from .service cimport Service
 from .writer cimport Writer
@@ -10,6 +11,8 @@ from .writer cimport Writer
 cdef object OPEN
 cdef object TEXT
 cdef object BINARY
+cdef object CONTINUATION
+cdef long long NO_BOUND
 cdef double TURN
 cdef double YIELD
 cdef double WAITED
@@ -67,8 +70,14 @@ cdef class Incoming(Deadlines):
     cdef _wait_for_input(self)
     @cython.locals(service=Service)
     cdef _give_way(self, double now)
+    cdef _check_reader(self)
+    cdef _in_time(self, timeout, stream)
+    @cython.locals(protocol=Protocol, message=Message)
+    cdef _begin_stream(self, stream)
+    cdef bint _hold_whole(self, stream, Message message) except -1
+    cdef _skip_piece(self, data)
+    @cython.locals(partial=PartialMessage)
     cdef _take(self, list messages, double now)
     cdef _flush_before_waiting(self, Writer writer)
     cdef _fail(self, code, reason)
     cdef _finish_closing_handshake(self)
-    cdef _account(self)

@@ -13,6 +13,10 @@ cdef object OPEN
 cdef object CLOSING
 cdef object TEXT
 cdef object BINARY
+cdef object SENT
+cdef object QUEUED
+cdef object DROPPED
+cdef object FULL
 cdef Py_ssize_t FLUSH_SIZE
 cdef Py_ssize_t LARGE
 cdef Py_ssize_t SPARE_WRITERS
@@ -35,6 +39,12 @@ cdef class Outgoing(Timed):
     cdef _write_fragment(self, streamed, opcode, piece, bint fin)
     @cython.locals(writer=Writer, left=Py_ssize_t)
     cdef _write_frame(self, int opcode, payload, bint fin)
+    @cython.locals(writer=Writer, frame=bytes, left=Py_ssize_t)
+    cpdef queue_prepared(self, prepared, callback, bint may_wait)
+    @cython.locals(writer=Writer, unsent=Py_ssize_t)
+    cdef _queue(self, opcode, payload, callback, prepared, bint may_wait)
+    cdef _append_message(self, Writer writer, int opcode, payload, prepared)
+    cdef _make_room(self, Writer writer, Py_ssize_t size, bint may_wait)
     cdef bint _may_send_directly(self) except -1
     @cython.locals(writer=Writer, left=Py_ssize_t)
     cdef _write_whole_frame(self, bytes frame)
@@ -60,6 +70,7 @@ cdef class Outgoing(Timed):
     cpdef give_up(self, code, reason)
     cpdef output_failed(self, error)
     cpdef output_changed(self, writer)
+    cdef _account(self)
     cpdef _closing_has_begun(self)
     cpdef _info_so_far(self)
 

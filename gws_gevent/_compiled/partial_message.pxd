@@ -19,6 +19,9 @@ cdef class PartialMessage:
     cdef readonly bint fin
     cdef readonly long fragments
     cdef readonly long long remaining
+    cdef readonly object stream
+    cdef public object next_stream
+    cdef readonly long long given
 
     cpdef bint is_empty(self)
     cpdef int begin_frame(self, int opcode, bint fin, long long length, bytes key, bint compressed) except -1
@@ -30,3 +33,15 @@ cdef class PartialMessage:
     @cython.locals(buffer=bytearray)
     cpdef bytearray take_compressed(self)
     cdef int _check_text(self, Py_ssize_t before) except -1
+    cpdef bint is_waiting(self)
+    cpdef begin_stream(self, stream)
+    cpdef take_over(self)
+    cpdef bound(self, long long max_size)
+    cpdef begin_piece(self, int opcode, bint fin, long long length, bytes key, bint compressed)
+    cpdef bytearray take_pieces(self)
+    cdef _begin_pieces(self)
+    @cython.locals(taken=Py_ssize_t)
+    cpdef Py_ssize_t add_piece(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(buffer=bytearray)
+    cpdef take_piece(self)
+    cpdef bint end_stream(self) except -1

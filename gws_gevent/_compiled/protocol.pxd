@@ -10,6 +10,9 @@ cdef object OPEN
 cdef object CLOSED
 cdef object TEXT
 cdef object BINARY
+cdef object CONTINUATION
+cdef object TOO_BIG
+cdef long long MAX_LENGTH
 
 
 cdef class ProtocolRules:
@@ -23,6 +26,7 @@ cdef class ProtocolRules:
     cdef readonly bint check_utf8
     cdef readonly str utf8_errors
     cdef readonly FrameParser parser
+    cdef readonly FrameParser stream_parser
 
 
 cdef class Protocol:
@@ -39,8 +43,10 @@ cdef class Protocol:
     cpdef append_frame(self, bytearray out, int opcode, payload, bint fin)
     cpdef begin_close(self, bytearray out, code, str reason)
     cdef _closing(self)
-    @cython.locals(parser=FrameParser, fragmented=bint, inflated=Py_ssize_t, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t, length="long long")
     cdef Py_ssize_t _parse(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(parser=FrameParser, fragmented=bint, inflated=Py_ssize_t, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t,
+                   length="long long")
+    cdef Py_ssize_t _parse_frames(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
     cdef Message _whole(self, int opcode, const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at)
     @cython.locals(rules=ProtocolRules, inflated=bytes)
     cdef Py_ssize_t _inflate(self, list messages, int opcode, payload) except -1
@@ -62,3 +68,20 @@ cdef class Protocol:
     cdef Py_ssize_t _resume_held(self, list messages, PartialMessage partial, const unsigned char *data, Py_ssize_t at,
                                  Py_ssize_t end) except -1
     cdef _drop_empty_partial(self)
+    @cython.locals(partial=PartialMessage)
+    cpdef stream_next(self, stream)
+    @cython.locals(partial=PartialMessage, whole=PartialMessage)
+    cpdef stream_none(self, stream)
+    @cython.locals(partial=PartialMessage)
+    cpdef skip_stream(self)
+    @cython.locals(partial=PartialMessage, whole=bytes)
+    cdef Py_ssize_t _resume_stream(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(parser=FrameParser, partial=PartialMessage, size=int)
+    cdef Py_ssize_t _stream_frames(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(inflated=bytes)
+    cdef _inflated_piece(self, PartialMessage partial)
+    @cython.locals(parser=FrameParser, key=bytes, key_at=Py_ssize_t)
+    cdef Py_ssize_t _stream_header(self, list messages, PartialMessage partial, const unsigned char *data,
+                                   Py_ssize_t payload_at) except -1
+    cdef _begin_pieces(self, list messages, PartialMessage partial)
+    cdef _add_piece(self, list messages, PartialMessage partial)

@@ -16,6 +16,7 @@ cdef class Service:
     cdef object _logger
     cdef object _ids
     cdef object _empty
+    cdef dict _when_closed
     cdef readonly unsigned long thread
     cdef readonly long long buffered
     cdef readonly long long write_max_payload_size

@@ -9,8 +9,8 @@ from importlib.resources import files
 from typing import Final
 from urllib.parse import parse_qs
 
+from gws_gevent.broadcast import Broadcaster
 from gws_gevent.connection import Connection
-from gws_gevent.exceptions import GwsError
 from gws_gevent.frames import CloseCode, CloseInfo, Opcode
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Request, Response
@@ -63,7 +63,7 @@ class ChatRoom(EventHandler):
         if message.opcode is not Opcode.TEXT:
             conn.write_close(CloseCode.UNSUPPORTED_DATA, "the chat is text")
         elif len(message.data) > MAX_TEXT:
-            self._tell(conn, f"* too long: at most {MAX_TEXT} characters")
+            conn.write_text(f"* too long: at most {MAX_TEXT} characters")
         else:
             self._tell_everyone(f"{self._members[conn]}: {_one_line(message.data)}")
 
@@ -72,15 +72,8 @@ class ChatRoom(EventHandler):
         self._tell_everyone(f"* {name} left, {len(self._members)} here")
 
     def _tell_everyone(self, text: str) -> None:
-        # A list, for with slow_consumer="block" others may come and go meanwhile.
-        for conn in list(self._members):
-            self._tell(conn, text)
-
-    def _tell(self, conn: Connection, text: str) -> None:
-        try:
-            conn.write_async(Opcode.TEXT, text)
-        except GwsError:
-            pass  # it is closing, or too slow and closed for it; its own on_close says so to the others
+        # Who did not take it is closing, or too slow and closed for it: its own on_close says so to the others.
+        Broadcaster(Opcode.TEXT, text).broadcast(self._members)
 
 
 def _one_line(text: str) -> str:
