@@ -77,7 +77,7 @@ def _fastest(work: Callable[[], Any]) -> float:
 
 
 def context_bytes(codec: str, bits: int, memory_level: int) -> tuple[float, float]:
-    """Return the resident bytes of a compressor, and of a decompressor, that has worked. In a process that has done nothing else."""
+    """Return the resident bytes of a compressor, and of a decompressor, that has worked, in a process that has done nothing else."""
     data = random.Random(1).randbytes(100_000)
     server, _ = ends(codec, 1, bits, memory_level, keep=True)
     packed = server.compress(data)

@@ -15,6 +15,7 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent.exceptions import ConcurrentObjectUseError
 from gevent.pool import Pool
 from greenlet import GreenletExit, greenlet
 
@@ -135,9 +136,9 @@ class Incoming(Deadlines):
 
     def _waiting_failed(self, error: BaseException) -> None:
         self._parking = False
-        if isinstance(error, TransportError):
-            self._note(error)
-        elif isinstance(error, GreenletExit):
+        if isinstance(error, TransportError | GreenletExit | ConcurrentObjectUseError) or not self._is_open():
+            # It would fail again and again, without a switch between. What the greenlet of a forked child meets is the last of
+            # these: the connection is its parent's, so nothing may be said there.
             self._note(error)
             self._end(True)
         else:
@@ -463,6 +464,7 @@ class Incoming(Deadlines):
             self.stream.wait_readable()  # type: ignore[attr-defined]
         except TransportError as error:
             self._note(error)
+            self._end(True)
         finally:
             self._reading = False
             self._service.turn_began = 0.0

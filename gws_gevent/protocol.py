@@ -533,8 +533,10 @@ class Protocol:
             messages.append(new_message(CONTINUATION, piece))
 
     def _inflated_piece(self, partial: PartialMessage) -> str | bytes:
-        """The whole of a compressed message once it has come, and nothing before that. What is skipped is inflated as well: later messages
-        may refer to it."""
+        """The whole of a compressed message once it has come, and nothing before that.
+
+        What is skipped is inflated as well: later messages may refer to it.
+        """
         if not partial.is_complete():
             return b""
         inflated = self.rules.deflate.inflate(partial.take_pieces(), partial.max_size)  # type: ignore[union-attr]

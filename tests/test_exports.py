@@ -15,8 +15,8 @@ from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
 EXPORTED = (
-    "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "reconnect", "rooms", "server", "session",
-    "upgrader",
+    "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "reconnect", "rooms", "server",
+    "session", "upgrader",
 )  # fmt: skip
 #: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
 EXPORTED_IN_PART = {"connection": {"Connection"},

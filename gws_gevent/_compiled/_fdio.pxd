@@ -17,6 +17,7 @@ cdef struct Slot:
 cdef class Poller:
     cdef readonly object hub
     cdef object _watcher
+    cdef object _again
     cdef int _epoll
     cdef unsigned long _thread
     cdef uint32_t _forks
@@ -34,6 +35,7 @@ cdef class Poller:
     cdef int watch(self, SocketStream stream) except -1
     cdef void remove(self, SocketStream stream) noexcept
     cpdef drain(self)
+    cdef bint _is_the_parents(self) except -1
     cdef void *next_to_run(self) noexcept
     cdef _report(self, error)
 

@@ -109,6 +109,8 @@ cdef enum:
     SMALL_FRAME = 2048
 
 cdef double MAX_DRAIN = 0.005
+#: Seconds of the timer that goes on with a drain which took too long: as soon as everything else has had its turn.
+cdef double YIELD = 0.000001
 cdef uint32_t NO_SLOT = 0xFFFFFFFF
 
 #: Incremented in a forked child, whose descriptors are the parent's.
@@ -165,6 +167,7 @@ cdef class Poller:
         if self._epoll < 0:
             raise OSError(errno, os.strerror(errno))
         self._watcher = hub.loop.io(self._epoll, 1)
+        self._again = hub.loop.timer(YIELD)
 
     def __dealloc__(self):
         if self._epoll >= 0:
@@ -240,13 +243,15 @@ cdef class Poller:
         cdef uint32_t slot, bits
         cdef SocketStream stream
         cdef double until = 0
-        if self._forks != forks:
-            self._watcher.stop()
+        if self._is_the_parents():
             return
         if self._at >= self._count:
             self._at = 0
             self._count = gws_epoll_wait(self._epoll, self._events, MAX_EVENTS)
         while self._at < self._count:
+            if self._is_the_parents():
+                # Whoever ran before in this loop has forked, and this is the child.
+                return
             at = self._at
             self._at += 1
             data = gws_event_data(self._events, at)
@@ -270,8 +275,17 @@ cdef class Poller:
                 if until == 0:
                     until = gws_monotonic() + MAX_DRAIN
                 elif gws_monotonic() > until and self._at < self._count:
-                    self.hub.loop.run_callback(self.drain)
+                    # Not by a callback: the loop runs those before it looks at its timers.
+                    if not self._again.active:
+                        self._again.start(self.drain)
                     return
+
+    cdef bint _is_the_parents(self) except -1:
+        """True in a forked child, to which the connections do not belong: it watches no more."""
+        if self._forks == forks:
+            return False
+        self._watcher.stop()
+        return True
 
     cdef void *next_to_run(self) noexcept:
         """Whom a greenlet that is about to wait switches to: the reader of the next event if that is all there is to it, else the hub.
@@ -282,6 +296,8 @@ cdef class Poller:
         cdef uint64_t data
         cdef Slot *slot
         cdef SocketStream stream
+        if self._forks != forks:
+            return <void *>self.hub
         if self._draining and self._at < self._count and self._at & 31 != 0 and gws_event_bits(self._events, self._at) == EPOLLIN:
             data = gws_event_data(self._events, self._at)
             slot = self._slots + <uint32_t>data

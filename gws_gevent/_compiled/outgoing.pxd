@@ -35,7 +35,6 @@ cdef class Outgoing(Timed):
     @cython.locals(compressed=bint)
     cpdef write_message(self, opcode, data, compress=*)
     cdef _write_compressed(self, int opcode, payload, bint always)
-    cdef _append_message(self, Writer writer, int opcode, payload)
     cdef _write_fragment(self, streamed, opcode, piece, bint fin)
     @cython.locals(writer=Writer, left=Py_ssize_t)
     cdef _write_frame(self, int opcode, payload, bint fin)
