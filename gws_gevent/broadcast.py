@@ -119,7 +119,8 @@ class Broadcaster:
         A connection whose queue is full meets its `slow_consumer`. With `"block"` this greenlet waits for it, but only when all
         others have been written to. In the hub and from another thread nothing waits: there such a connection is one that failed.
 
-        A large broadcast lets other greenlets run now and then. In the hub it cannot.
+        A large broadcast lets other greenlets run now and then. In the hub it cannot. What is thrown into this greenlet meanwhile
+        goes on to its owner, and who was not reached gets nothing.
 
         Args:
             conns: may change meanwhile; the message goes to those that are in it now.

@@ -74,6 +74,8 @@ class Rooms:
         Raises:
             ConnectionClosed: the connection has closed.
         """
+        if conn.closed and conn.close_info is not None:
+            raise ConnectionClosed(conn.close_info)
         with self._lock:
             joined = self._rooms_of.setdefault(conn, {})
             if room in joined:

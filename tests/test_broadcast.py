@@ -5,29 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+import trustme
 from gevent.event import Event
 from gevent.monkey import get_original
 
 from gws_gevent import (
     Broadcaster,
+    Connection,
     ConnectionClosed,
     EventHandler,
     MessageTooLarge,
     Opcode,
     Server,
     ServerOptions,
+    TlsFiles,
     TransportError,
+    Upgrader,
     WriteQueueFull,
     broadcast,
+    client_context,
+    connect,
 )
 from gws_gevent.frames import frame_header
-from gws_gevent.transports.memory import MemoryStream
+from gws_gevent.transports.memory import MemoryStream, memory_pair
 from tests.pairs import Pair, Recorder, paired
-from tests.raw import Frame, RawClient, open_client, server_side, shrink_send_buffer
+from tests.raw import Frame, RawClient, open_client, request, server_side, shrink_send_buffer
 from tests.raw import running as running_raw
 from tests.support import wait_until
 from tests.test_threads import hold_the_hub, in_thread
@@ -103,6 +110,56 @@ def test_everybody_gets_it_and_it_is_encoded_once(
             wait_until(lambda: len(told.errors) == 10)
     assert told.kinds() == dict.fromkeys(conns, "NoneType")
     assert encodings.count == 1
+
+
+def test_everybody_gets_it_over_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    ours = authority.issue_cert("localhost")
+    ours.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    ours.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    files = TlsFiles(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    context = client_context(str(tmp_path / "ca.pem"))
+    told = Told()
+    with running_raw(EventHandler(), tls=files) as (server, port), ExitStack() as stack:
+        clients = [
+            stack.enter_context(connect(f"wss://127.0.0.1:{port}/", ssl_context=context, server_name="localhost")) for _ in range(3)
+        ]
+        wait_until(lambda: len(server.connections) == 3)
+        for data in (b"small", bytes(500_000)):
+            told.errors.clear()
+            conns = list(server.connections)
+            assert Broadcaster(BINARY, data).broadcast(conns, told) == {}
+            assert [client.receive(timeout=5) for client in clients] == [data] * 3
+            wait_until(lambda: len(told.errors) == 3)
+            assert told.kinds() == dict.fromkeys(conns, "NoneType")
+
+
+@pytest.mark.slow
+def test_ten_thousand_get_it_and_it_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrader = Upgrader(EventHandler(), ServerOptions(ping_interval=None))
+    conns: list[Connection] = []
+    peers: list[MemoryStream] = []
+    for _ in range(10_000):
+        ours, theirs = memory_pair()
+        theirs.send_all(request())
+        conns.append(upgrader.upgrade_stream(ours))
+        peers.append(theirs)
+    buffer = bytearray(64 * 1024)
+    for peer in peers:
+        assert buffer[: peer.recv_into(buffer)].startswith(b"HTTP/1.1 101 ")
+    encodings, told = Encodings(monkeypatch), Told()
+    sender = Broadcaster(BINARY, bytes(range(256)) * 50)
+    try:
+        assert sender.broadcast(conns, told) == {}
+        for peer in peers:
+            assert buffer[: peer.recv_into(buffer)] == sender.message.frame
+        wait_until(lambda: len(told.errors) == 10_000)
+        assert set(told.kinds().values()) == {"NoneType"}
+        assert encodings.count == 1
+    finally:
+        for conn in conns:
+            conn.abort()
 
 
 def test_one_broadcaster_can_be_used_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
+from hypothesis import given
 
 from gws_gevent import (
     ClientOptions,
@@ -29,6 +30,7 @@ from tests.core import BINARY as BINARY_OPCODE
 from tests.core import BUILDS, CONT, FIN, PING, SIDES, TEXT, frame, new_protocol
 from tests.pairs import Pair, Recorder, paired, serving, url_of
 from tests.support import wait_until
+from tests.test_protocol_splits import STEADY, cut_streams, story
 
 BINARY = Opcode.BINARY
 
@@ -98,6 +100,76 @@ def test_the_same_bytes_in_every_split_are_the_same_message(build: str, side: st
         assert stream.opcode == kind
         assert protocol.failure is None
         assert not protocol.incomplete
+
+
+class Wanting:
+    """Reads messages in pieces and puts them together again; `modes` says for each whether it is skipped, or read whole."""
+
+    def __init__(self, build: str, side: str, modes: list[str], **limits: Any) -> None:
+        self.protocol = new_protocol(build, side, **limits)
+        self.modes = itertools.cycle(modes)
+        self.mode = next(self.modes)
+        self.events: list[Any] = []
+        self.stream: Waiting | None = None
+        self.pieces: list[Any] = []
+        self.want()
+
+    def want(self) -> None:
+        self.stream, self.pieces, self.mode = None, [], next(self.modes)
+        if self.mode != "whole":
+            self.protocol.stream_next(Waiting())
+
+    def feed(self, data: bytes) -> None:
+        while True:
+            for message in self.protocol.receive(data, 0, len(data)):
+                self.take(message)
+            if not self.protocol.has_more:
+                return
+            data = b""
+
+    def take(self, message: Any) -> None:
+        if message.opcode is not Opcode.CONTINUATION:
+            self.events.append((int(message.opcode), message.data))
+            if self.stream is None and message.opcode < Opcode.CLOSE and not self.waits():
+                self.want()
+        elif isinstance(message.data, str | bytes):
+            assert message.data, "a piece is not empty"
+            self.pieces.append(message.data)
+        elif self.stream is None:
+            self.stream = message.data
+            if self.mode == "skipped":
+                message.data.skipped = True
+        else:
+            assert message.data is self.stream
+            empty: Any = "" if self.stream.opcode is Opcode.TEXT else b""
+            whole = None if self.stream.skipped else empty.join(self.pieces)
+            self.events.append((int(self.stream.opcode), whole))
+            self.want()
+
+    def waits(self) -> bool:
+        partial = self.protocol.partial
+        return partial is not None and partial.stream is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modes", [["pieces"], ["skipped"], ["whole", "pieces"], ["pieces", "skipped", "whole", "whole"]])
+@given(case=cut_streams())
+@STEADY
+def test_pieces_put_together_are_what_is_received_whole(case: tuple[str, bytes, list[int]], modes: list[str]) -> None:
+    side, data, cuts = case
+    limits: dict[str, Any] = {"check_utf8": "skipped" not in modes}
+    expected = story("plain", side, data, [], read_max_payload_size=10_000, max_fragments=1000, **limits)
+    for build in ("plain", "compiled"):
+        wanting = Wanting(build, side, modes, read_max_payload_size=10_000, max_fragments=1000, **limits)
+        for begin, end in itertools.pairwise([0, *sorted(cuts), len(data)]):
+            wanting.feed(data[begin:end])
+        failure = wanting.protocol.failure
+        assert len(wanting.events) == len(expected.events)
+        assert all(
+            found in (one, (one[0], None)) for found, one in zip(wanting.events, expected.events, strict=True)
+        ), (wanting.events, expected.events)
+        if expected.failure is None or expected.failure[0] != 1009:
+            assert (failure and int(failure.code)) == (expected.failure and expected.failure[0])
 
 
 @BUILDS

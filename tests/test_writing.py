@@ -416,6 +416,35 @@ def test_control_frames_pass_between_fragments_and_messages_wait() -> None:
     assert told == [None]
 
 
+@pytest.mark.parametrize(("size", "rounds", "ends"), [(30_000, 5, False), (60_000, 1, True)])
+def test_what_waits_behind_a_stream_counts_as_unsent(size: int, rounds: int, ends: bool) -> None:
+    client = Recorder()
+    with paired(Recorder(), ServerOptions(max_buffered=50_000), client_handler=client) as pair:
+        for number in range(rounds):
+            half, go_on = Event(), Event()
+
+            def pieces(half: Event = half, go_on: Event = go_on) -> Iterator[str]:
+                yield from ("one ", "two ")
+                half.set()
+                go_on.wait(5)
+                yield "three"
+
+            streaming = gevent.spawn(pair.server.write_stream, TEXT, pieces())
+            half.wait(5)
+            pair.server.write_async(BINARY, bytes(size))
+            if not ends:
+                assert pair.server.buffered_amount >= size
+            go_on.set()
+            if ends:
+                with pytest.raises(ConnectionClosed):
+                    streaming.get(timeout=5)
+                assert client.wait_closed().code == 1013
+            else:
+                streaming.get(timeout=5)
+                wait_until(lambda number=number: len(client.messages) == 2 * number + 2)
+                assert pair.server.buffered_amount == 0
+
+
 def test_an_exception_in_the_middle_of_a_stream_closes_with_1011() -> None:
     def pieces() -> Iterator[str]:
         yield "one"
