@@ -71,6 +71,7 @@ SIZES = {
     "write_queue_size": 1,
     "max_buffered": 1,
     "max_request_head": 64,
+    "max_redirects": 0,
     "max_response_head": 64,
     "max_connections": 1,
 }
