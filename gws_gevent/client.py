@@ -166,6 +166,8 @@ class Client(Service):
         except gevent.Timeout as raised:
             if raised is not timer:
                 raise
+            if opening.refused is not None:
+                raise opening.refused from None
             said = f"no opening handshake within {self.options.handshake_timeout} seconds"
             raise TimeoutError(f"{said}; still {opening.doing}") from None
         finally:
@@ -201,6 +203,7 @@ class _Opening:
 
     Attributes:
         doing: what is being waited for.
+        refused: the server's refusal, while its body is being read.
     """
 
     def __init__(self, client: Client, url: WebSocketUrl, route: Route | None, stream: Stream | None) -> None:
@@ -211,6 +214,7 @@ class _Opening:
         self._headers = client.options.headers
         self._redirects_left = client.options.max_redirects if route is not None else 0
         self.doing = ""
+        self.refused: HandshakeRefused | None = None
 
     def run(self) -> Connection:
         """Return the open connection. What fails, or is thrown in, leaves nothing behind."""
@@ -252,6 +256,7 @@ class _Opening:
             if is_redirect(answer.head) and options.max_redirects and self._route is not None:
                 self._follow(answer.head)
                 return False
+            self.refused = HandshakeRefused(answer.head.status, answer.head.headers)
             raise HandshakeRefused(answer.head.status, answer.head.headers, read_body(conn.stream, answer))
         acceptance = judge_response(answer.head, key, options.subprotocols, extensions, options.permessage_deflate)
         conn.accepted(acceptance.subprotocol, acceptance.deflate, None, None, answer.rest)

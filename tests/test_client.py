@@ -187,6 +187,10 @@ def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     with talking(answer) as url, pytest.raises(HandshakeRefused, match="503 instead of 101: busy") as refused:
         connect(url)
     assert refused.value.body == b"busy"
+    # A deadline that passes meanwhile changes nothing about it.
+    monkeypatch.setattr(answers, "BODY_TIMEOUT", 60)
+    with talking(answer) as url, pytest.raises(HandshakeRefused, match="503 instead of 101"):
+        connect(url, options=ClientOptions(handshake_timeout=0.1))
 
 
 def test_interim_responses_are_skipped_and_bounded() -> None:

@@ -56,7 +56,7 @@ SERVER_ONLY: dict[str, Any] = {
     "keep_request": False,
     "max_connections": None,
 }
-CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_response_head": 64 * KiB}
+CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
 FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
 
 EACH_FIELD = [(cls, name) for cls, defaults in FIELDS.items() for name in defaults]
@@ -72,6 +72,7 @@ SIZES = {
     "write_queue_size": 1,
     "max_buffered": 1,
     "max_request_head": 64,
+    "max_redirects": 0,
     "max_response_head": 64,
     "max_connections": 1,
 }
