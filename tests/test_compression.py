@@ -9,12 +9,14 @@ import sys
 import threading
 import tracemalloc
 import zlib
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import gevent
 import pytest
 from gevent.server import StreamServer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gws_gevent import (
     ClientOptions,
@@ -153,7 +155,7 @@ def test_rsv1_needs_an_agreement(build: str, side: str) -> None:
         (TEXT, b"\xff\xff\xff", NOT_DEFLATE),
         (BINARY, pack(NOISE)[:-2], NOT_DEFLATE),
         (BINARY, pack(bytes(4001)), TOO_BIG),
-        (BINARY, pack(bytes(50 * MIB), 9)[:3000], TOO_BIG),
+        (BINARY, pack(bytes(MIB), 9), TOO_BIG),
     ],
 )
 @pytest.mark.parametrize("keep", [False, True])
@@ -203,11 +205,15 @@ def test_with_takeover_messages_refer_to_those_before_in_any_split(build: str) -
 
 
 @BUILDS
-def test_a_read_full_of_bombs_is_inflated_one_after_the_other(build: str) -> None:
-    bomb = frame("SERVER", FIN | RSV1 | BINARY, pack(bytes(MIB), 9))
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_a_read_full_of_bombs_is_inflated_one_after_the_other(build: str, fragmented: bool) -> None:
+    packed = pack(bytes(MIB), 9)
+    bomb = frame("SERVER", FIN | RSV1 | BINARY, packed)
+    if fragmented:
+        bomb = frame("SERVER", RSV1 | BINARY, packed[:9]) + frame("SERVER", FIN | CONT, packed[9:])
     protocol = new_protocol(build, "SERVER")
     data = bomb * 20
-    assert len(data) < 30 * KIB
+    assert len(data) < 40 * KIB
     messages = protocol.receive(data, 0, len(data))
     rounds = 0
     while messages:
@@ -217,6 +223,45 @@ def test_a_read_full_of_bombs_is_inflated_one_after_the_other(build: str) -> Non
     assert rounds == 20
     assert not protocol.incomplete
     assert protocol.failure is None
+
+
+PAYLOADS = st.one_of(
+    st.sampled_from([b"", b"a", b"text " * 60, b"\xff", b"\xc3\xa9" * 40, bytes(390), bytes(401)]), st.binary(max_size=60)
+)
+SELDOM = st.sampled_from([False] * 15 + [True])
+
+
+@st.composite
+def compressed_streams(draw: st.DrawFn) -> tuple[bytes, list[int]]:
+    """Messages, whole or in two fragments, compressed or not, some of them damaged; and where to cut them."""
+    data = b""
+    for _ in range(draw(st.integers(1, 8))):
+        opcode, payload, rsv1 = draw(st.sampled_from([TEXT, BINARY])), draw(PAYLOADS), draw(st.sampled_from([0, RSV1, RSV1]))
+        payload = pack(payload) if rsv1 else payload
+        if draw(SELDOM) and payload:
+            place = draw(st.integers(0, len(payload) - 1))
+            payload = payload[:place] + bytes([draw(st.integers(0, 255))]) + payload[place + draw(st.integers(0, 1)) :]
+        cut = draw(st.integers(-1, len(payload)))
+        if cut < 0:
+            data += frame("SERVER", FIN | rsv1 | opcode, payload)
+        else:
+            again = RSV1 if draw(SELDOM) else 0
+            between = frame("SERVER", FIN | PING, b"p") if draw(st.booleans()) else b""
+            data += frame("SERVER", rsv1 | opcode, payload[:cut]) + between + frame("SERVER", FIN | again | CONT, payload[cut:])
+    return data, sorted(draw(st.lists(st.integers(0, len(data)), max_size=6)))
+
+
+@pytest.mark.slow
+@given(case=compressed_streams(), keep=st.booleans())
+@settings(derandomize=True, deadline=None, database=None, max_examples=400)
+def test_any_split_in_both_builds_gives_the_same(case: tuple[bytes, list[int]], keep: bool) -> None:
+    data, cuts = case
+    found = []
+    for build in ("plain", "compiled"):
+        for edges in ([0, len(data)], [0, *cuts, len(data)], list(range(len(data) + 1))):
+            pieces = [data[begin:end] for begin, end in pairwise(edges)]
+            found.append(outcome(new_protocol(build, "SERVER", keep, read_max_payload_size=400, max_fragments=3), *pieces))
+    assert all(one == found[0] for one in found)
 
 
 def test_rules_are_shared_by_all_that_keep_no_context() -> None:
@@ -445,6 +490,7 @@ def test_a_prepared_message_is_compressed_once_for_each_variant(monkeypatch: pyt
 # Over sockets
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_without_inflating_it() -> None:
     limit = 4 * MIB
     bomb = pack(bytes(50 * MIB), 9)
