@@ -9,11 +9,13 @@ import sys
 import threading
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import AsyncResult
 from gevent.server import StreamServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ from gws_gevent import (
     PreparedMessage,
     Server,
     ServerOptions,
+    WriteQueueFull,
     connect,
 )
 from gws_gevent.extensions.deflate import Compression
@@ -329,6 +332,20 @@ def test_without_agreement_everything_goes_as_it_is(ours: PermessageDeflate | No
         assert pair.stream.sends[-1][2:].endswith(PROSE.encode())
 
 
+def in_hub(function: Callable[[], object]) -> None:
+    """Run a function in the hub, and raise here what it raises."""
+    done: AsyncResult = AsyncResult()
+
+    def run() -> None:
+        try:
+            done.set(function())
+        except Exception as error:
+            done.set_exception(error)
+
+    gevent.get_hub().loop.run_callback(run)
+    done.get(timeout=5)
+
+
 # Ways of writing, as they go over the wire
 
 
@@ -485,6 +502,32 @@ def test_a_prepared_message_is_compressed_once_for_each_variant(monkeypatch: pyt
     assert unpack(frames_of(frames.pop())[0][1]).decode() == PROSE
     short = PreparedMessage(Opcode.TEXT, "short")
     assert short.frame_for(alike[0]) == short.frame
+
+
+def test_what_is_refused_after_it_was_compressed_leaves_the_peer_in_step() -> None:
+    both = PermessageDeflate(server_context_takeover=True)
+    limits = ServerOptions(permessage_deflate=both, write_queue_size=5000, write_high_water=10)
+    blocks = [random.Random(seed).randbytes(1000) for seed in range(9)]
+    with paired(Recorder(), limits, None, ClientOptions(permessage_deflate=both), capacity=1000) as pair:
+        sent = 0
+        for block in blocks:
+            try:
+                in_hub(lambda block=block: pair.server.send(block))
+            except WriteQueueFull:
+                break
+            sent += 1
+        assert 0 < sent < len(blocks)
+        for write in (
+            lambda: pair.server.send(blocks[8]),
+            lambda: pair.server.write_stream(Opcode.BINARY, [blocks[8], blocks[8]]),
+        ):
+            with pytest.raises(WriteQueueFull):
+                in_hub(write)
+        assert [pair.client.receive(timeout=5) for _ in range(sent)] == blocks[:sent]
+        wait_until(lambda: pair.server.buffered_amount == 0)
+        # Compressed before, and never sent: to refer to it would be wrong.
+        pair.server.send(blocks[8])
+        assert pair.client.receive(timeout=5) == blocks[8]
 
 
 # Over sockets
