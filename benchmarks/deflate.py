@@ -77,13 +77,17 @@ def _fastest(work: Callable[[], Any]) -> float:
 
 
 def context_bytes(codec: str, bits: int, memory_level: int) -> tuple[float, float]:
-    """Return the resident bytes of a compressor, and of a decompressor, that has worked, in a process that has done nothing else."""
+    """Return the resident bytes of a compressor, and of a decompressor, that has worked; in a process that did nothing else."""
     data = random.Random(1).randbytes(100_000)
     server, _ = ends(codec, 1, bits, memory_level, keep=True)
     packed = server.compress(data)
     assert packed is not None
     held, found = [], []
-    for use in (lambda one: one[0].compress(data), lambda one: one[1].inflate(packed, len(data))):
+    uses: tuple[Callable[[tuple[Deflate, Deflate]], object], ...] = (
+        lambda pair: pair[0].compress(data),
+        lambda pair: pair[1].inflate(packed, len(data)),
+    )
+    for use in uses:
         pairs = [ends(codec, 1, bits, memory_level, keep=True) for _ in range(CONTEXTS)]
         before = resident(os.getpid())
         for pair in pairs:
@@ -93,11 +97,8 @@ def context_bytes(codec: str, bits: int, memory_level: int) -> tuple[float, floa
     return found[0], found[1]
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        codec, bits, memory_level = sys.argv[1:]
-        print(json.dumps(context_bytes(codec, int(bits), int(memory_level))))
-        return
+def print_speed() -> None:
+    """A row for each codec, level and window."""
     print("| codec, level | window bits | " + " | ".join(f"{size:,} B: compress, inflate, ratio" for size in SIZES) + " |")
     print("|---|---:|" + "---|" * len(SIZES))
     for (codec, level), bits in product(SETTINGS, WINDOWS):
@@ -107,13 +108,27 @@ def main() -> None:
             print(error, file=sys.stderr)
             continue
         print(f"| {codec}, {level} | {bits} | " + " | ".join(f"{c:.1f} us, {i:.1f} us, {r:.2f}" for c, i, r in cells) + " |")
-    print("\n| codec | window bits | memory level | compressor | decompressor |\n|---|---:|---:|---:|---:|")
+
+
+def print_memory() -> None:
+    """A row for each codec, window and memory level, each measured in a process of its own."""
+    print("| codec | window bits | memory level | compressor | decompressor |\n|---|---:|---:|---:|---:|")
     for codec, (bits, memory_level) in product(("zlib", "isal", "zlib-ng"), MEMORY):
         args = [sys.executable, "-m", "benchmarks.deflate", codec, str(bits), str(memory_level)]
         done = subprocess.run(args, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             compressor, decompressor = json.loads(done.stdout)
             print(f"| {codec} | {bits} | {memory_level} | {compressor / 1024:.0f} KiB | {decompressor / 1024:.0f} KiB |")
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        codec, bits, memory_level = sys.argv[1:]
+        print(json.dumps(context_bytes(codec, int(bits), int(memory_level))))
+        return
+    print_speed()
+    print()
+    print_memory()
 
 
 if __name__ == "__main__":

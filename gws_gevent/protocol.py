@@ -296,8 +296,11 @@ class Protocol:
                 else:
                     messages.append(self._whole(parser.opcode, data, payload_at, length, key_at))
             else:
+                before = len(messages)
                 at = self._begin_fragment(messages, data, payload_at, end, key_at)
                 fragmented = self.partial is not None
+                if len(messages) > before and parser.allow_compressed:
+                    inflated += len(messages[before].data)
             if (len(messages) >= MAX_BATCH or inflated >= MAX_INFLATED) and at < end:
                 return self._hold_rest(data, at, end)
         return at

@@ -44,7 +44,7 @@ cdef class Protocol:
     cpdef begin_close(self, bytearray out, code, str reason)
     cdef _closing(self)
     cdef Py_ssize_t _parse(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
-    @cython.locals(parser=FrameParser, fragmented=bint, inflated=Py_ssize_t, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t,
+    @cython.locals(parser=FrameParser, fragmented=bint, inflated=Py_ssize_t, before=Py_ssize_t, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t,
                    length="long long")
     cdef Py_ssize_t _parse_frames(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
     cdef Message _whole(self, int opcode, const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at)

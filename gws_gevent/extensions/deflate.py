@@ -32,8 +32,8 @@ EMPTY: Final = b"\x00"
 INPUT_SLICE: Final = 16 * 1024
 #: Bytes of output asked for at once.
 OUTPUT_SLICE: Final = 64 * 1024
-#: Deflate streams that one message may consist of (section 7.2.3.4): each costs a decompressor.
-MAX_STREAMS: Final = 1024
+#: Deflate streams that one message may consist of (section 7.2.3.4): each costs a decompressor, and only two bytes.
+MAX_STREAMS: Final = 16
 #: Bytes that a stream can look back.
 WINDOW: Final = 32 * 1024
 #: The narrowest window that zlib deflates with.
