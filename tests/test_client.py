@@ -259,14 +259,15 @@ HALVES: dict[str, tuple[str, bytes, str]] = {
 def test_the_deadline_holds_whatever_hangs(what: str) -> None:
     scheme, said, still = HALVES[what]
     with talking(lambda sock: sock.sendall(said)) as url, pytest.raises(TimeoutError, match=still):
-        connect(url.replace("ws", scheme), options=ClientOptions(handshake_timeout=0.1))
+        connect(url.replace("ws", scheme), options=ClientOptions(handshake_timeout=0.2))
 
 
+@pytest.mark.slow
 def test_one_deadline_for_all_redirects() -> None:
     with talking(lambda sock: None) as silent:
         with answering(lambda head: f"HTTP/1.1 302 x\r\nLocation: {silent}\r\n\r\n".encode()) as url:
             with pytest.raises(TimeoutError, match=f"still waiting for the answer of {silent[5:-1]}"):
-                connect(url, options=ClientOptions(handshake_timeout=0.1))
+                connect(url, options=ClientOptions(handshake_timeout=0.5))
 
 
 def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

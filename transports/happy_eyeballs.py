@@ -1,9 +1,10 @@
 """Connecting to the first of several addresses that answers (RFC 8305, "Happy Eyeballs").
 
-Belongs here: the order of addresses, attempts beside each other. Does not belong here: resolving names, what becomes of the socket.
+Belongs here: the order of addresses, attempts beside each other. Does not belong here: resolving names, what becomes of the
+socket.
 
-The system's resolver gives the addresses of both families in one answer, so nothing is begun while one of them is still asked for, and
-the Resolution Delay of section 3 has no place here.
+The system's resolver gives the addresses of both families in one answer, so nothing is begun while one of them is still asked
+for, and the Resolution Delay of section 3 has no place here.
 """
 
 from __future__ import annotations
