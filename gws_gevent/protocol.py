@@ -96,6 +96,9 @@ def close_payload(code: int, reason: str = "") -> bytes:
 class ProtocolRules:
     """What connections of one server or client share: the side and the limits, the frame parsers, and what was negotiated.
 
+    Args:
+        compression: what others in this thread, of the same side and with the same `permessage_deflate`, share already.
+
     Attributes:
         deflate: what messages are compressed and inflated with; None where that was not negotiated.
 
@@ -108,12 +111,14 @@ class ProtocolRules:
         "stream_parser", "utf8_errors",
     )  # fmt: skip
 
-    def __init__(self, side: Side, options: ConnectionOptions, deflate: Deflate | None = None) -> None:
+    def __init__(
+        self, side: Side, options: ConnectionOptions, compression: Compression | None = None, deflate: Deflate | None = None
+    ) -> None:
         self._options = options
-        self._compression: Compression | None = None
+        self._compression = compression
         self._shared: dict[Deflate, ProtocolRules] = {}
         self.deflate = deflate
-        if deflate is None and options.permessage_deflate is not None:
+        if compression is None and options.permessage_deflate is not None:
             self._compression = Compression(options.permessage_deflate, side)
         self.is_client = side is Side.CLIENT
         self.max_size = options.read_max_payload_size
@@ -129,7 +134,7 @@ class ProtocolRules:
         deflate = self._compression.agreed(agreement)
         rules = self._shared.get(deflate)
         if rules is None:
-            rules = ProtocolRules(Side.CLIENT if self.is_client else Side.SERVER, self._options, deflate)
+            rules = ProtocolRules(Side.CLIENT if self.is_client else Side.SERVER, self._options, self._compression, deflate)
             if deflate.is_shared:
                 self._shared[deflate] = rules
         return rules

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from gevent.hub import get_hub
 from gevent.monkey import get_original
@@ -16,8 +17,11 @@ from greenlet import getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import WriteQueueFull
+from gws_gevent.extensions.deflate import Compression
 
 if TYPE_CHECKING:
+    from gws_gevent.frames import Side
+    from gws_gevent.options import PermessageDeflate
     from gws_gevent.timers import Wheel
 else:
     Wheel = build_of("timers").Wheel
@@ -52,6 +56,7 @@ class Runtime:
     """
 
     __slots__ = (
+        "_compressions",
         "_given_back",
         "_lock",
         "_pings",
@@ -76,6 +81,7 @@ class Runtime:
         self.poller: Any = None
         self.tls_buffers: Any = None
         self.clients: dict[int, Any] = {}
+        self._compressions: WeakValueDictionary[tuple[PermessageDeflate, Side], Compression] = WeakValueDictionary()
         self._pings = (0.0, 0)
         self._lock = allocate_lock()
         self._reserved: dict[Any, int] = {}
@@ -85,6 +91,19 @@ class Runtime:
     def call_from_thread(self, function: Callable[..., object], *args: object) -> None:
         """Run `function(*args)` in this runtime's hub, from any thread. It may not block or raise."""
         self.hub.loop.run_callback_threadsafe(function, *args)
+
+    def compression(self, options: PermessageDeflate | None, side: Side) -> Compression | None:
+        """Return what all servers, or all clients, with the same options share; else each client would hold a compressor.
+
+        Raises:
+            MissingExtra: the codec is not installed.
+        """
+        if options is None:
+            return None
+        compression = self._compressions.get((options, side))
+        if compression is None:
+            compression = self._compressions[options, side] = Compression(options, side)
+        return compression
 
     def greenlet_given_back(self) -> None:
         """A connection was parked. Once many were, the C library, which keeps what they gave back, is asked for it."""

@@ -43,8 +43,8 @@ class Service:
     def __init__(self, side: Side, options: ConnectionOptions) -> None:
         self.side = side
         self.options = options
-        self.rules = ProtocolRules(side, options)
         self.runtime = runtime.current()
+        self.rules = ProtocolRules(side, options, self.runtime.compression(options.permessage_deflate, side))
         # What each message needs, where it is found at once.
         self.is_client = side is Side.CLIENT
         self.parallel = bool(options.parallel)

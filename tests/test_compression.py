@@ -638,10 +638,25 @@ def test_over_tcp_both_ways() -> None:
             assert conn.extensions == ""
 
 
+def test_clients_of_one_process_share_a_compressor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = Compression.new_compressor
+    monkeypatch.setattr(Compression, "new_compressor", lambda self, bits: made.append(bits) or original(self, bits))
+    deflate = PermessageDeflate(level=7)  # as no other test has it, whose compressors might be there still
+    with serving(EchoHandler(), ServerOptions(permessage_deflate=deflate)) as server:
+        clients = [connect(url_of(server), options=ClientOptions(permessage_deflate=PermessageDeflate(level=7))) for _ in range(20)]
+        for client in clients:
+            client.send(PROSE)
+            assert client.receive(timeout=5) == PROSE
+        for client in clients:
+            client.close()
+    assert made == [15, 15], "one for all clients, one for the server"
+
+
 def test_a_server_says_at_once_that_its_codec_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "isal", None)
-    options = ServerOptions(permessage_deflate=PermessageDeflate(codec="isal"))
+    options = ServerOptions(permessage_deflate=PermessageDeflate(codec="isal", level=5))
     with pytest.raises(MissingExtra, match=r"pip install 'gws_gevent\[deflate\]'"):
         Server(EchoHandler(), options).start("127.0.0.1:0")
     with pytest.raises(MissingExtra, match=r"pip install 'gws_gevent\[deflate\]'"):
-        connect("ws://127.0.0.1:1/", options=ClientOptions(permessage_deflate=PermessageDeflate(codec="isal")))
+        connect("ws://127.0.0.1:1/", options=ClientOptions(permessage_deflate=PermessageDeflate(codec="isal", level=5)))
