@@ -24,7 +24,18 @@ import gevent.socket
 import pytest
 import trustme
 
-from gws_gevent import ClientOptions, CloseInfo, Connection, EventHandler, Message, Refusal, Request, Server
+from gws_gevent import (
+    ClientOptions,
+    CloseInfo,
+    Connection,
+    EventHandler,
+    Message,
+    PermessageDeflate,
+    Refusal,
+    Request,
+    Server,
+    ServerOptions,
+)
 from gws_gevent.cli import main
 from gws_gevent.cli.bench import add_arguments
 from gws_gevent.cli.load import GIVE_UP_AFTER, Load
@@ -133,6 +144,19 @@ def test_messages_are_text_of_the_size_asked_for(bench: Bench) -> None:
         data = bench.measure(url_of(server), "--text", "--size", "1KiB", "--check", "--duration", "0.1")
     assert data["messages"]["kind"] == "text"
     assert {(type(message), len(message)) for message in echo.received} == {(str, 1024)}
+
+
+def test_messages_are_compressed_if_the_server_agrees(bench: Bench) -> None:
+    class Curious(Echo):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            agreed.add(conn.extensions.partition(";")[0])
+            super().on_message(conn, message)
+
+    agreed: set[str] = set()
+    for options in (ServerOptions(permessage_deflate=PermessageDeflate()), ServerOptions()):
+        with serving(Curious(), options) as server:
+            bench.measure(url_of(server), "--compress", "--size", "1KiB", "--check", "--duration", "0.1")
+    assert agreed == {"permessage-deflate", ""}
 
 
 def test_a_message_may_be_large_or_empty(bench: Bench) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import ssl
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,18 +17,15 @@ import gevent
 from gevent.event import Event
 from greenlet import getcurrent
 
-from gws_gevent.cli.errors import OutputError, UsageError, describe, positive_seconds, problem_of_scheme
+from gws_gevent.cli.dialing import add_dialing_arguments, client_options, tls_context
+from gws_gevent.cli.errors import OutputError, UsageError, describe, positive_seconds
 from gws_gevent.cli.terminal import Input, Screen, standard_streams
 from gws_gevent.client import connect
 from gws_gevent.connection import Connection
 from gws_gevent.exceptions import ConnectionClosed, GwsError, ReconnectFailed, TransportError
 from gws_gevent.frames import Close, CloseInfo
 from gws_gevent.handler import EventHandler, Message
-from gws_gevent.options import ClientOptions, PermessageDeflate
 from gws_gevent.reconnect import Reconnect
-from gws_gevent.transports.base import TlsFiles
-from gws_gevent.transports.tls_contexts import client_context, server_context
-from gws_gevent.urls import parse_url
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -64,15 +60,8 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
+    add_dialing_arguments(parser)
     add = parser.add_argument
-    add("url", metavar="URL", help="the server, see below")
-    add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
-    add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
-    add("--compress", action="store_true", help="compress messages if the server agrees (permessage-deflate)")
-    add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
-    add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
-    add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
-    add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
     add(
         "--proxy",
         metavar="URL",
@@ -112,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     """Talk to the server until the connection ends."""
     source, screen = standard_streams()
     talk = Talk(source, screen, args)
-    options = _options(args, talk.logger)
-    context = _tls_context(args)
+    options = client_options(args, handshake_timeout=args.timeout, close_timeout=args.timeout, logger=talk.logger)
+    context = tls_context(args)
     proxy: str | bool | None = True if args.proxy is None else None if args.proxy == "none" else args.proxy
     watcher = gevent.signal_handler(signal.SIGINT, talk.interrupt)
     try:
@@ -127,52 +116,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.url}: {describe(error)}") from error
     finally:
         watcher.cancel()
-
-
-def _options(args: argparse.Namespace, logger: logging.Logger) -> ClientOptions:
-    headers: dict[str, str] = {}
-    for text in args.header:
-        name, separator, value = text.partition(":")
-        if not separator:
-            raise UsageError(f"--header {text!r}: must be NAME: VALUE")
-        if name.strip().lower() in map(str.lower, headers):
-            raise UsageError(f"--header {text!r}: {name.strip()} is given twice")
-        headers[name.strip()] = value.strip()
-    try:
-        return ClientOptions(
-            headers=headers,
-            subprotocols=args.subprotocol,
-            permessage_deflate=PermessageDeflate() if args.compress else None,
-            handshake_timeout=args.timeout,
-            close_timeout=args.timeout,
-            logger=logger,
-        )
-    except ValueError as error:
-        raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
-
-
-def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
-    try:
-        url = parse_url(args.url)
-        problem = problem_of_scheme(url.scheme.rpartition("+")[2]) if "+" in url.scheme else None
-        if problem is not None:
-            raise UsageError(f"{args.url}: {problem}")
-        for flag, given in (("--insecure", args.insecure), ("--ca", args.ca), ("--cert", args.cert), ("--key", args.key)):
-            if given and not url.secure:
-                raise UsageError(f"{flag}: {args.url} uses no TLS")
-        if args.insecure and args.ca is not None:
-            raise UsageError("--insecure and --ca exclude each other")
-        if args.key is not None and args.cert is None:
-            raise UsageError("--key: needs --cert")
-        if not url.secure:
-            return None
-        context = client_context(args.ca, verify=not args.insecure)
-        if args.cert is not None:
-            server_context(TlsFiles(args.cert, args.key))  # says which of the files is wrong, if one is
-            context.load_cert_chain(args.cert, args.key)
-        return context
-    except GwsError as error:
-        raise UsageError(describe(error)) from error
 
 
 class Talk(EventHandler):

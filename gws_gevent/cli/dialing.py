@@ -1,4 +1,4 @@
-"""Arguments that say how to connect to a server: headers, subprotocols, TLS.
+"""Arguments that say how to connect to a server: headers, subprotocols, compression, TLS.
 
 Belongs here: what every subcommand that is a client takes. Does not belong here: connecting.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from gws_gevent.cli.errors import UsageError, describe, problem_of_scheme
 from gws_gevent.exceptions import GwsError
-from gws_gevent.options import ClientOptions
+from gws_gevent.options import ClientOptions, PermessageDeflate
 from gws_gevent.transports.base import TlsFiles
 from gws_gevent.transports.tls_contexts import client_context, server_context
 from gws_gevent.urls import parse_url
@@ -26,6 +26,7 @@ def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
     add("url", metavar="URL", help="the server, see below")
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
+    add("--compress", action="store_true", help="compress messages if the server agrees (permessage-deflate)")
     add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
     add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
     add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
@@ -33,13 +34,16 @@ def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def client_options(args: argparse.Namespace, **others: Any) -> ClientOptions:
-    """Return ClientOptions with the headers and subprotocols of the arguments, and with `others`.
+    """Return ClientOptions with the headers, subprotocols and compression of the arguments, and with `others`.
 
     Raises:
         UsageError: one of the arguments is wrong; it names it.
     """
     try:
-        return ClientOptions(headers=_headers(args.header), subprotocols=args.subprotocol, **others)
+        compression = PermessageDeflate() if args.compress else None
+        return ClientOptions(
+            headers=_headers(args.header), subprotocols=args.subprotocol, permessage_deflate=compression, **others
+        )
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
 
