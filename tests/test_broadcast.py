@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from gevent.monkey import get_original
 
 from gws_gevent import (
     Broadcaster,
+    ClientOptions,
     Connection,
     ConnectionClosed,
     EventHandler,
     MessageTooLarge,
     Opcode,
+    PermessageDeflate,
     Server,
     ServerOptions,
     TlsFiles,
@@ -31,6 +34,7 @@ from gws_gevent import (
     client_context,
     connect,
 )
+from gws_gevent.extensions.deflate import Deflate
 from gws_gevent.frames import frame_header
 from gws_gevent.transports.memory import MemoryStream, memory_pair
 from tests.pairs import Pair, Recorder, paired
@@ -171,6 +175,38 @@ def test_one_broadcaster_can_be_used_again_and_again(monkeypatch: pytest.MonkeyP
         for pair in all_pairs:
             assert [pair.client.receive(timeout=5) for _ in range(3)] == ["hello"] * 3
     assert encodings.count == 1
+
+
+@pytest.mark.parametrize("run", [lambda send: send(), in_hub, in_thread], ids=["a greenlet", "the hub", "a thread"])
+def test_it_is_compressed_once_for_all_that_have_agreed_on_the_same(
+    run: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compressions: list[int] = []
+    compress_alone = Deflate.compress_alone
+
+    def counted(self: Deflate, payload: Any, always: bool = False) -> bytes | None:
+        compressions.append(self.bits)
+        return compress_alone(self, payload, always)
+
+    monkeypatch.setattr(Deflate, "compress_alone", counted)
+    takeover = PermessageDeflate(server_context_takeover=True, client_context_takeover=True)
+    kinds = [None, PermessageDeflate(), PermessageDeflate(), takeover, PermessageDeflate(server_max_window_bits=9), None]
+    text = "the same words again and again; " * 100
+    with ExitStack() as stack:
+        pairs = []
+        for kind in kinds:
+            ours, theirs = ServerOptions(permessage_deflate=kind), ClientOptions(permessage_deflate=kind)
+            pairs.append(stack.enter_context(paired(Recorder(), ours, None, theirs)))
+        conns = [pair.server for pair in pairs]
+        for end in ("one", "two"):  # the second is for those whose context has to go on without the first
+            assert run(partial(Broadcaster(TEXT, text + end).broadcast, conns)) == {}
+            assert [pair.client.receive(timeout=5) for pair in pairs] == [text + end] * len(pairs)
+            for pair in pairs:
+                pair.server.send(text)
+                assert pair.client.receive(timeout=5) == text
+    # Twice for 15 bits and for 9 in each broadcast; what each server sends by itself is compressed by itself.
+    assert compressions.count(15) == 2 * (1 + 2)
+    assert compressions.count(9) == 2 * (1 + 1)
 
 
 def test_connections_of_clients_get_frames_with_keys_of_their_own() -> None:
