@@ -398,7 +398,9 @@ def test_a_server_that_does_not_answer_the_handshake_meets_the_timeout(bench: Be
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         data = bench.measure(f"ws://127.0.0.1:{silent.getsockname()[1]}/", "--connections", "3", "--timeout", "0.2", status=1)
-    assert data["errors"] == {"no opening handshake within 0.2 seconds": 3}
+    ((kind, count),) = data["errors"].items()
+    assert kind.startswith("no opening handshake within 0.2 seconds; still waiting for the answer of 127.0.0.1:")
+    assert count == 3
 
 
 class Deaf(NamedTuple):
