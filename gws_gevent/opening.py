@@ -71,6 +71,8 @@ class ServerService(Service):
         self._on_error = on_error
         self._trusted = TrustedProxies(options.trusted_proxies) if options.trusted_proxies else None
         self._awaited: set[Connection] = set()
+        # Counted only where there is a limit.
+        self._admitted: set[Connection] = set()
 
     def open(self, conn: Connection) -> EventHandler | None:
         try:
@@ -113,7 +115,7 @@ class ServerService(Service):
             if reader is None:
                 return None
             request = parse_request(reader.head)
-            if self.stopping or self._is_full():
+            if self.stopping or not self._admit(conn):
                 raise Refusal(503)
             # The peer has done its part in time. How long the program takes to decide is the program's affair.
             conn.allow(None)
@@ -193,9 +195,23 @@ class ServerService(Service):
         count = stream.recv_into(self.buffer)
         return bytes(memoryview(self.buffer)[:count])
 
-    def _is_full(self) -> bool:
+    def _admit(self, conn: Connection) -> bool:
+        """Give a connection one of `max_connections` places, to its end or its refusal; False: all are taken.
+
+        Who has sent no request yet takes no place: neither a crowd that comes at once, nor who says nothing, keeps others out.
+        """
         limit = self.options.max_connections
-        return limit is not None and len(self.connections) > limit
+        if limit is None:
+            return True
+        if len(self._admitted) >= limit:
+            return False
+        self._admitted.add(conn)
+        return True
+
+    def closed(self, conn: Connection) -> None:
+        """A connection's greenlet has come to its end."""
+        self._admitted.discard(conn)
+        Service.closed(self, conn)
 
     def is_beyond_refusing(self) -> bool:
         """True when so many connections wait for their 503 that the next is dropped unanswered."""
@@ -243,6 +259,7 @@ class ServerService(Service):
     def _say(self, conn: Connection, answer: bytes) -> None:
         """Answer with HTTP, then read on for a while: closing with unread input would reset the connection and lose the answer."""
         stream = conn.stream
+        self._admitted.discard(conn)
         conn.allow(self.options.write_timeout)
         stream.send_all(answer)
         stream.shutdown_write()

@@ -362,6 +362,12 @@ def test_a_handler_that_cannot_be_had_is_told_in_one_line(tmp_path: Path, name: 
     assert_one_line(run_serve("--bind", ANY_PORT, "--handler", name, cwd=tmp_path), said)
 
 
+def test_an_option_that_the_handler_cannot_have_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("def echo(conn):\n    for message in conn:\n        conn.send(message)\n")
+    finished = run_serve("--bind", ANY_PORT, "--handler", "app:echo", "--option", "park_after=2", cwd=tmp_path)
+    assert_one_line(finished, "--option park_after: needs an EventHandler; ")
+
+
 # TLS
 
 

@@ -427,6 +427,33 @@ def test_above_max_connections_requests_are_answered_503_and_accepting_goes_on()
         still_echoes(port)
 
 
+def test_of_a_crowd_that_comes_at_once_as_many_get_in_as_there_are_places() -> None:
+    with running(max_connections=2) as (server, port):
+        crowd = [RawClient(port) for _ in range(5)]
+        try:
+            wait_until(lambda: len(server.connections) == 5)
+            for client in crowd:
+                client.send(request())
+            assert sorted(client.read_answer().status for client in crowd) == [101, 101, 503, 503, 503]
+        finally:
+            for client in crowd:
+                client.close()
+        wait_until(lambda: not server.connections)
+        still_echoes(port)
+
+
+def test_who_is_refused_takes_no_place() -> None:
+    with running(max_connections=1, origins=["https://here.example"]) as (server, port):
+        with RawClient(port) as refused:
+            refused.send(request("/", "Origin: https://elsewhere.example"))
+            assert refused.read_answer().status == 403
+            # It has not left yet.
+            with RawClient(port) as client:
+                client.send(request("/", "Origin: https://here.example"))
+                assert client.read_answer().status == 101
+        wait_until(lambda: not server.connections)
+
+
 def test_a_crowd_that_waits_for_its_503_is_bounded() -> None:
     handler = Recorder()
     with running(handler, max_connections=1) as (server, port):
@@ -436,8 +463,10 @@ def test_a_crowd_that_waits_for_its_503_is_bounded() -> None:
             with RawClient(port) as client:
                 assert client.read_to_the_end() == b""
             assert len(server.connections) == 102
-            crowd[0].send(request())
-            assert crowd[0].read_answer().status == 503
+            crowd[0].upgrade()
+            crowd[1].send(request())
+            assert crowd[1].read_answer().status == 503
+            crowd[0].echo()
         finally:
             for client in crowd:
                 client.close()

@@ -197,7 +197,10 @@ def _reload(server: Server) -> None:
 def _make_server(name: str | None, options: ServerOptions) -> Server:
     if name is None:
         return Server(options=options, on_request=Demo())
-    return Server(_load_handler(name), options)
+    try:
+        return Server(_load_handler(name), options)
+    except ValueError as error:  # an option that this handler cannot have
+        raise UsageError(f"--option {error}") from error
 
 
 def _load_handler(name: str) -> EventHandler:
