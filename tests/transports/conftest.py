@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Settin
         "tcp6": "tcp://[::1]:0",
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
-        "abstract": "unix:@gws_gevent_test_of_transports",
+        "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
 
     def make(name: str) -> Setting:

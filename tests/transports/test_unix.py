@@ -240,8 +240,8 @@ def test_the_longest_path(tmp_path: Path, listening: Any) -> None:
 @linux
 def test_an_abstract_name_leaves_no_file(listening: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    listener = listening("unix:@gws_gevent_test_of_abstract_names")
-    assert listener.address == "unix:@gws_gevent_test_of_abstract_names"
+    listener = listening(f"unix:@gws_gevent_test_of_abstract_names_{os.getpid()}")
+    assert listener.address == f"unix:@gws_gevent_test_of_abstract_names_{os.getpid()}"
     assert answers(listener.address)
     assert os.listdir(tmp_path) == []
     with pytest.raises(TransportError, match="Address already in use"):
