@@ -821,6 +821,35 @@ def test_a_drain_that_takes_long_gives_way_and_loses_no_event() -> None:
     assert max(later - earlier for earlier, later in zip([0, *turns], turns, strict=False)) < count / 2
 
 
+def test_a_drain_that_takes_long_lets_timers_run() -> None:
+    # The compiled build, as above.
+    count = 200
+    served: list[int] = []
+    at_the_timer: list[int] = []
+
+    def read(number: int, stream: Any) -> None:
+        stream.wait_readable()
+        until = time.monotonic() + 0.0005
+        while time.monotonic() < until:
+            pass
+        served.append(number)
+
+    hub = gevent.get_hub()
+    timer = hub.loop.timer(0.001)
+    with several("compiled", count) as (ours, theirs):
+        for number in range(count):
+            hub.loop.run_callback(greenlet(read, hub).switch, number, ours[number])
+        gevent.sleep(0)
+        for sock in theirs:
+            sock.send(b"x")
+        timer.start(lambda: at_the_timer.append(len(served)))
+        wait_until(lambda: len(served) == count, what="all of them")
+        wait_until(lambda: at_the_timer, what="the timer")
+        timer.close()
+    # Not behind all of them: after one drain of 64, or after two where the timer that goes on with it comes first.
+    assert at_the_timer[0] <= 128 < count
+
+
 @BUILDS
 def test_streams_that_come_and_go_in_their_own_batch(build: str) -> None:
     """Slots and numbers are used again and again, in other orders; every stream gets its own data."""
