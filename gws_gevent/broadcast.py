@@ -32,8 +32,6 @@ __all__ = ["Broadcaster", "PreparedMessage"]
 TURN: Final = 0.0005
 #: Connections written to between two looks at the clock.
 LOOK_UP: Final = 16
-#: Seconds of the sleep that lets the others run; see incoming.py for why it is not 0.
-YIELD: Final = 0.000001
 
 ConnectionCallback = Callable[["Connection", Exception | None], object]
 
@@ -169,7 +167,7 @@ class Run:
             else:
                 self._note(conn, outcome, may_wait)
             if may_wait and number % LOOK_UP == 0 and monotonic() - began > TURN:
-                gevent.sleep(YIELD)
+                gevent.sleep(runtime.YIELD)
                 began = monotonic()
 
     def wait_for_the_slow(self) -> None:

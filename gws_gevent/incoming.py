@@ -21,6 +21,7 @@ from greenlet import GreenletExit, greenlet
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
+from gws_gevent.runtime import YIELD
 from gws_gevent.streamed import MessageStream
 from gws_gevent.transports.base import PollableStream
 
@@ -39,9 +40,6 @@ __all__ = ["Incoming"]
 
 #: Seconds that connections may keep the loop without waiting, while others have input.
 TURN: Final = 0.0002
-#: Seconds of the sleep that gives way. Not 0: gevent runs fifty callbacks before it looks at anything else, and would
-#: have this one among them again and again; a timer that is due at once comes after everything that is ready.
-YIELD: Final = 0.000001
 #: Seconds from which a blocking read is known to have waited. Shorter ones count as work: at worst that gives way too often.
 WAITED: Final = 0.00005
 #: Messages handled between two looks at the clock, less one: the low bits of their number that are all set then.

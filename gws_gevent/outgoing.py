@@ -172,14 +172,13 @@ class Outgoing(Timed):
             self.write_message(frame.opcode, frame.payload)
             return
         self._check_size(len(frame.payload))
-        deflate = self._protocol.rules.deflate
         if thread_id() != self._service.thread:
             self._queue_from_thread(frame.opcode, frame.payload, None, frame)
             return
         while self._streamed is not None:
             self._wait_for_streamed()
         self._check_open()
-        self._write_whole_frame(frame.frame if deflate is None else frame.frame_for(deflate))
+        self._write_whole_frame(self._encoded(frame))
 
     def queue_prepared(self, prepared: PreparedMessage, callback: Callback | None, may_wait: bool) -> Outcome:
         """Queue a prepared message for a broadcast.
@@ -201,17 +200,9 @@ class Outgoing(Timed):
                 self._check_open()  # the stream may just have failed, and nobody else would be told
             return outcome
         self._check_open()
-        deflate = self._protocol.rules.deflate
-        frame = prepared.frame if deflate is None else prepared.frame_for(deflate)
-        try:
-            left = len(frame) - self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
-        except TransportError as error:
-            raise self._lost(error) from None
-        if left == 0:
+        writer = self._send_whole_frame(self._encoded(prepared))
+        if writer is None:
             return SENT
-        writer = self._open_writer()
-        writer.append_frame(frame)
-        writer.sent_all_but(left)
         if callback is not None:
             writer.append_mark(callback)
         return QUEUED
@@ -345,7 +336,8 @@ class Outgoing(Timed):
             if left:
                 writer = self._open_writer()
                 self._append(writer, opcode, payload, fin)
-                self._send_rest(writer, left)
+                writer.sent_all_but(left)
+                self._wait_below_high_water(writer)
             return
         writer = self._open_writer()
         self._check_room(writer, len(payload))
@@ -362,29 +354,37 @@ class Outgoing(Timed):
     def _write_whole_frame(self, frame: bytes) -> None:
         """Write a frame that is encoded already, without copying it where it can go out as it is."""
         if self._may_send_directly():
-            try:
-                left = len(frame) - self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
-            except TransportError as error:
-                raise self._lost(error) from None
-            if left:
-                writer = self._open_writer()
-                writer.append_frame(frame)
-                self._send_rest(writer, left)
+            writer = self._send_whole_frame(frame)
+            if writer is not None:
+                self._wait_below_high_water(writer)
             return
         writer = self._open_writer()
         self._check_room(writer, len(frame))
         writer.append_frame(frame)
         self._flush(writer)
 
+    def _send_whole_frame(self, frame: bytes) -> Writer | None:
+        """Send a frame directly; return the Writer with what the socket did not take, or None."""
+        try:
+            left = len(frame) - self._socket.try_send(frame)  # type: ignore[union-attr]  # see _may_send_directly
+        except TransportError as error:
+            raise self._lost(error) from None
+        if left == 0:
+            return None
+        writer = self._open_writer()
+        writer.append_frame(frame)
+        writer.sent_all_but(left)
+        return writer
+
+    def _encoded(self, prepared: PreparedMessage) -> bytes:
+        """The frame of a prepared message for this connection."""
+        deflate = self._protocol.rules.deflate
+        return prepared.frame if deflate is None else prepared.frame_for(deflate)
+
     def _lost(self, error: TransportError) -> ConnectionClosed:
         """The socket failed: end the connection. Returns what the caller is told."""
         self.output_failed(error)
         return ConnectionClosed(self._info_so_far())
-
-    def _send_rest(self, writer: Writer, left: int) -> None:
-        """The socket did not take the last so many bytes of what the Writer has got just now."""
-        writer.sent_all_but(left)
-        self._wait_below_high_water(writer)
 
     def _append(self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, fin: bool) -> None:
         out = writer.tail()
@@ -511,12 +511,11 @@ class Outgoing(Timed):
         self, writer: Writer, opcode: int, payload: bytes | bytearray | memoryview, prepared: PreparedMessage | None
     ) -> None:
         """Append a whole message: as it was encoded already where that will do, compressed if its opcode says so."""
-        deflate = self._protocol.rules.deflate
         if prepared is not None and not self._service.is_client:
-            writer.append_frame(prepared.frame if deflate is None else prepared.frame_for(deflate))
+            writer.append_frame(self._encoded(prepared))
             return
         if opcode & RSV1:
-            data = deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
+            data = self._protocol.rules.deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
             if data is None:
                 opcode &= ~RSV1
             else:

@@ -104,15 +104,19 @@ class PartialMessage:
         Raises:
             ProtocolError: 1007 as soon as text is not UTF-8.
         """
+        before = len(self.buffer)
+        at = self._collect(data, at, end)
+        if self.decoder is not None:
+            self._check_text(before)
+        return at
+
+    def _collect(self, data: bytes | bytearray, at: int, end: int) -> int:
         taken = end - at
         if taken > self.remaining:
             taken = self.remaining
-        before = len(self.buffer)
         append_unmasked(self.buffer, data, at, taken, self.key, self.phase)
         self.phase = (self.phase + taken) & 3
         self.remaining -= taken
-        if self.decoder is not None:
-            self._check_text(before)
         return at + taken
 
     def is_complete(self) -> bool:
@@ -121,9 +125,8 @@ class PartialMessage:
 
     def take(self) -> Message:
         """Return the complete message and forget it."""
-        opcode, buffer = self.opcode, self.buffer
+        opcode, buffer = self.opcode, self.take_buffer()
         self.opcode = 0
-        self.buffer = bytearray()
         self.decoder = None
         if opcode == 1:
             return new_message(Opcode.TEXT, buffer.decode("utf-8", "strict" if self.check_utf8 else "replace"))
@@ -131,8 +134,12 @@ class PartialMessage:
 
     def take_compressed(self) -> bytearray:
         """Return the payload of the complete message as it came, and forget it."""
-        buffer = self.buffer
         self.opcode = 0
+        return self.take_buffer()
+
+    def take_buffer(self) -> bytearray:
+        """Return what was collected, and collect anew."""
+        buffer = self.buffer
         self.buffer = bytearray()
         return buffer
 
@@ -190,22 +197,12 @@ class PartialMessage:
 
     def add_piece(self, data: bytes | bytearray, at: int, end: int) -> int:
         """Take payload of the current frame as `add` does, or pass over it where nobody wants it any more."""
-        taken = end - at
-        if taken > self.remaining:
-            taken = self.remaining
-        if self.stream.skipped and not self.compressed:
-            self.given += taken
-        else:
-            append_unmasked(self.buffer, data, at, taken, self.key, self.phase)
-        self.phase = (self.phase + taken) & 3
+        if self.compressed or not self.stream.skipped:
+            return self._collect(data, at, end)
+        taken = min(end - at, self.remaining)
+        self.given += taken
         self.remaining -= taken
         return at + taken
-
-    def take_pieces(self) -> bytearray:
-        """Give out all that was collected of a compressed message."""
-        buffer = self.buffer
-        self.buffer = bytearray()
-        return buffer
 
     def take_piece(self) -> str | bytes:
         """Give out what has come; empty where there is nothing, or the start of a character.
@@ -213,9 +210,8 @@ class PartialMessage:
         Raises:
             ProtocolError: 1007 when text is not UTF-8.
         """
-        buffer = self.buffer
+        buffer = self.take_buffer()
         self.given += len(buffer)
-        self.buffer = bytearray()
         if self.decoder is None or self.stream.skipped:
             return bytes(buffer)
         try:

@@ -322,14 +322,16 @@ class Protocol:
         """Add a compressed message (RFC 7692 section 7.2.2); return its size."""
         rules = self.rules
         inflated = rules.deflate.inflate(payload, rules.max_size)  # type: ignore[union-attr]  # else its header would have been refused
+        messages.append(new_message(OPCODES[opcode], self._data_of(opcode, inflated)))
+        return len(inflated)
+
+    def _data_of(self, opcode: int, inflated: bytes) -> str | bytes:
         if opcode == 2:
-            messages.append(new_message(BINARY, inflated))
-            return len(inflated)
+            return inflated
         try:
-            messages.append(new_message(TEXT, inflated.decode("utf-8", rules.utf8_errors)))
+            return inflated.decode("utf-8", self.rules.utf8_errors)
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
-        return len(inflated)
 
     def _control(self, opcode: int, payload: bytes) -> Message:
         if opcode == 8:
@@ -547,10 +549,5 @@ class Protocol:
         """
         if not partial.is_complete():
             return b""
-        inflated = self.rules.deflate.inflate(partial.take_pieces(), partial.max_size)  # type: ignore[union-attr]
-        if partial.stream.skipped:
-            return b""
-        try:
-            return inflated.decode("utf-8", self.rules.utf8_errors) if partial.opcode == 1 else inflated
-        except UnicodeDecodeError:
-            raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+        inflated = self.rules.deflate.inflate(partial.take_buffer(), partial.max_size)  # type: ignore[union-attr]
+        return b"" if partial.stream.skipped else self._data_of(partial.opcode, inflated)

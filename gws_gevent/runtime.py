@@ -27,12 +27,15 @@ else:
     Wheel = build_of("timers").Wheel
 
 
-__all__ = ["RECEIVE_SIZE", "Runtime", "current", "may_wait"]
+__all__ = ["RECEIVE_SIZE", "YIELD", "Runtime", "current", "may_wait"]
 
 #: Bytes of the receive buffer that all connections of a hub share.
 RECEIVE_SIZE = 256 * 1024
 #: Bytes of the scratch buffer, for transports that decode what they read.
 SCRATCH_SIZE = 64 * 1024
+#: Seconds of a sleep, or of a timer, that lets everybody else run. Not 0: gevent runs fifty callbacks before it looks at anything
+#: else, and would have this one among them again and again; a timer that is due at once comes after everything that is ready.
+YIELD = 0.000001
 #: Keepalive pings sent in one tick of the wheel, so that a round of them does not hold the loop up.
 PINGS_PER_TICK = 500
 

@@ -15,7 +15,7 @@ import warnings
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
 
 from gws_gevent.exceptions import StreamClosed
-from gws_gevent.runtime import current
+from gws_gevent.runtime import YIELD, current
 from gws_gevent.transports.base import PollableStream, as_transport_error
 from gws_gevent.transports.borrowed import BorrowedSocket
 
@@ -109,8 +109,6 @@ cdef enum:
     SMALL_FRAME = 2048
 
 cdef double MAX_DRAIN = 0.005
-#: Seconds of the timer that goes on with a drain which took too long: as soon as everything else has had its turn.
-cdef double YIELD = 0.000001
 cdef uint32_t NO_SLOT = 0xFFFFFFFF
 
 #: Incremented in a forked child, whose descriptors are the parent's.
@@ -167,6 +165,7 @@ cdef class Poller:
         if self._epoll < 0:
             raise OSError(errno, os.strerror(errno))
         self._watcher = hub.loop.io(self._epoll, 1)
+        # Goes on with a drain that took too long, as soon as everything else has had its turn.
         self._again = hub.loop.timer(YIELD)
 
     def __dealloc__(self):

@@ -25,20 +25,22 @@ cdef class PartialMessage:
 
     cpdef bint is_empty(self)
     cpdef int begin_frame(self, int opcode, bint fin, long long length, bytes key, bint compressed) except -1
-    @cython.locals(taken=Py_ssize_t, before=Py_ssize_t)
+    @cython.locals(before=Py_ssize_t)
     cpdef Py_ssize_t add(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(taken=Py_ssize_t)
+    cdef Py_ssize_t _collect(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
     cpdef bint is_complete(self)
     @cython.locals(opcode=int, buffer=bytearray)
     cpdef Message take(self)
-    @cython.locals(buffer=bytearray)
     cpdef bytearray take_compressed(self)
+    @cython.locals(buffer=bytearray)
+    cpdef bytearray take_buffer(self)
     cdef int _check_text(self, Py_ssize_t before) except -1
     cpdef bint is_waiting(self)
     cpdef begin_stream(self, stream)
     cpdef take_over(self)
     cpdef bound(self, long long max_size)
     cpdef begin_piece(self, int opcode, bint fin, long long length, bytes key, bint compressed)
-    cpdef bytearray take_pieces(self)
     cdef _begin_pieces(self)
     @cython.locals(taken=Py_ssize_t)
     cpdef Py_ssize_t add_piece(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1

@@ -50,6 +50,7 @@ cdef class Protocol:
     cdef Message _whole(self, int opcode, const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at)
     @cython.locals(rules=ProtocolRules, inflated=bytes)
     cdef Py_ssize_t _inflate(self, list messages, int opcode, payload) except -1
+    cdef _data_of(self, int opcode, bytes inflated)
     cdef Message _control(self, int opcode, bytes payload)
     cdef _parse_close(self, bytes payload)
     @cython.locals(rules=ProtocolRules)
