@@ -121,7 +121,7 @@ class Server:
 
     def _start(self, listeners: list[Listener]) -> None:
         if self._service is None or self._service.stopping:
-            self._service = ServerService(self._handler, self.options, self._on_request, self._tell)
+            self._service = self._new_service()
             self._stopped.clear()
         on_stream = Acceptor(self._service)
         started: list[Listener] = []
@@ -134,6 +134,9 @@ class Server:
                 listener.close()
             raise
         self._listeners += started
+
+    def _new_service(self) -> ServerService:
+        return ServerService(self._handler, self.options, self._on_request, self._tell)
 
     def _tell(self, stream: Stream | None, error: Exception) -> None:
         self.on_error(stream, error)

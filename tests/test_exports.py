@@ -15,8 +15,8 @@ from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
 EXPORTED = (
-    "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "reconnect", "rooms", "server",
-    "session", "upgrader",
+    "bridge", "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "raw_bridge", "reconnect",
+    "rooms", "server", "session", "upgrader",
 )  # fmt: skip
 #: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
 EXPORTED_IN_PART = {"connection": {"Connection"},
@@ -27,9 +27,9 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "answers", "cli", "deadlines", "dialing", "extensions", "http_body", "http_head", "incoming", "integrations", "message",
-    "opening", "outgoing", "partial_message", "protocol", "proxies", "proxy_headers", "redirects", "runtime", "service",
-    "timers", "transports", "urls", "writer",
+    "answers", "carrying", "cli", "deadlines", "dialing", "extensions", "forwarding", "http_body", "http_head", "incoming",
+    "integrations", "message", "opening", "outgoing", "partial_message", "protocol", "proxies", "proxy_headers", "redirects",
+    "runtime", "service", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]
