@@ -20,7 +20,7 @@ from greenlet import GreenletExit, getcurrent
 
 from gws_gevent import runtime
 from gws_gevent.answers import Answer, read_answer
-from gws_gevent.carrying import Link, LinkLimits, bad_gateway, gateway_timeout, within
+from gws_gevent.carrying import Link, LinkLimits, bad_gateway, gateway_timeout, within, words_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.forwarding import check_may_pass, closing_head, forwarded_head
 from gws_gevent.handshake import parse_request, refusal_response
@@ -264,7 +264,7 @@ class _Crossing:
             bridge._log.warning("%s: no answer within %g s", bridge.target, self._options.target_timeout)
             raise
         except (TransportError, HandshakeError) as error:
-            bridge._log.warning("%s: %s", bridge.target, error)
+            bridge._log.warning("%s: %s", bridge.target, words_of(error))
             raise bad_gateway() from error
 
     def _pass_refusal(self, answer: Answer) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     Timed = build_of("timers").Timed
 
-__all__ = ["Link", "LinkLimits", "Turns", "bad_gateway", "gateway_timeout", "send_watched", "within"]
+__all__ = ["Link", "LinkLimits", "Turns", "bad_gateway", "gateway_timeout", "send_watched", "within", "words_of"]
 
 #: Seconds after which a direction that never had to wait gives way to everybody else.
 TURN = 0.0005
@@ -210,3 +210,8 @@ def within(seconds: float, error: Exception) -> Iterator[None]:
         raise error from None
     finally:
         timer.close()
+
+
+def words_of(error: Exception) -> str:
+    """What an error says, without an errno in front."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -16,7 +16,7 @@ from greenlet import getcurrent, greenlet
 
 from gws_gevent import runtime
 from gws_gevent._accel import build_of
-from gws_gevent.carrying import LinkLimits, Turns, bad_gateway, gateway_timeout, send_watched, within
+from gws_gevent.carrying import LinkLimits, Turns, bad_gateway, gateway_timeout, send_watched, within, words_of
 from gws_gevent.exceptions import ConnectionClosed, Refusal, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, Opcode
 from gws_gevent.handler import EventHandler, Message
@@ -90,7 +90,7 @@ class RawBridge(Server):
             self._warn("no connection within %g s", self._target_timeout)
             raise
         except TransportError as error:
-            self._warn("%s", error)
+            self._warn("%s", words_of(error))
             raise bad_gateway() from error
         return True
 
