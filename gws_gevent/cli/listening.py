@@ -27,7 +27,7 @@ __all__ = [
 #: Endpoints of these schemes have no use for a certificate.
 PLAIN_SCHEMES = frozenset({"tcp", "unix"})
 #: Those of these cannot do without.
-SECURE_SCHEMES = frozenset({"tls"})
+SECURE_SCHEMES = frozenset({"tls", "quic", "h3"})
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
