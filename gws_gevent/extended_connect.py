@@ -39,29 +39,36 @@ class ServerTranslator:
     """One request on the server's side, and its answer.
 
     Attributes:
-        head: the request as HTTP/1.1.
         is_open: the answer was an upgrade: from now on the bytes of both directions are the WebSocket's.
         is_chunked: the request has a body of unknown length, which is to be passed through `chunk`.
     """
 
-    __slots__ = ("_body", "_key", "_method", "_parser", "_reader", "head", "is_chunked", "is_open")
+    __slots__ = ("_body", "_key", "_method", "_parser", "_reader", "is_chunked", "is_open")
 
-    def __init__(self, fields: Fields, ended: bool) -> None:
-        """Translate a request.
+    def __init__(self) -> None:
+        self.is_open = self.is_chunked = False
+        self._key: str | None = None
+        self._reader: ResponseHeadReader | None = ResponseHeadReader(_MAX_ANSWER)
+        self._parser: HttpResponseParser | None = None
+        self._method = ""
+        self._body = bytearray()
+
+    @property
+    def is_answered(self) -> bool:
+        """The header lines of the answer are complete."""
+        return self._reader is None
+
+    def request(self, fields: Fields, ended: bool) -> bytes:
+        """Return the head of a request as HTTP/1.1 has it.
 
         Args:
             fields: the pseudo-headers of HTTP/3 among them, each at most once.
             ended: nothing follows the header section.
 
         Raises:
-            Refusal: 400 malformed, 405 a CONNECT that opens no WebSocket, 501 another protocol than WebSocket. `answer` takes it.
+            Refusal: 400 malformed, 405 a CONNECT that opens no WebSocket, 501 another protocol than WebSocket. `answer` takes what
+                says so.
         """
-        self.is_open = self.is_chunked = False
-        self.head = b""
-        self._key: str | None = None
-        self._reader: ResponseHeadReader | None = ResponseHeadReader(_MAX_ANSWER)
-        self._parser: HttpResponseParser | None = None
-        self._body = bytearray()
         pseudo = {name: value for name, value in fields if name.startswith(b":")}
         self._method = pseudo.get(b":method", b"").decode("latin-1")
         authority, path = pseudo.get(b":authority", b""), pseudo.get(b":path", b"")
@@ -73,7 +80,7 @@ class ServerTranslator:
             raise Refusal(400, "The request target is not valid.\n")
         if not is_authority(authority.decode("latin-1")) or any(value != authority for value in _values(fields, b"host")):
             raise Refusal(400, "A request has one authority, with a host and an optional port.\n")
-        self.head = self._translated(fields, authority, path, ended)
+        return self._translated(fields, authority, path, ended)
 
     def _check_connect(self, pseudo: dict[bytes, bytes]) -> None:
         protocol = pseudo.get(b":protocol")

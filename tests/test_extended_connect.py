@@ -44,9 +44,14 @@ def changed(*more: tuple[bytes, bytes], without: bytes = b"", **others: bytes) -
     return [(name, values.get(name, value)) for name, value in CONNECT if name != without] + list(more)
 
 
+def asked(fields: Fields, ended: bool) -> tuple[ServerTranslator, bytes]:
+    translator = ServerTranslator()
+    return translator, translator.request(fields, ended)
+
+
 def test_an_extended_connect_is_an_upgrade_request() -> None:
     lines = (b"cookie", b"a=b"), (b"te", b"trailers"), (b"sec-websocket-key", b"x"), (b"cookie", b"c=d"), CONNECT_HOST
-    request = parse_request(ServerTranslator(changed(*lines), False).head)
+    request = parse_request(ServerTranslator().request(changed(*lines), False))
     assert (request.method, request.target, request.version) == ("GET", "/chat?room=1", "1.1")
     assert request.host == "example.org:4433"
     assert request.headers.get_all("cookie") == ["a=b; c=d"]
@@ -57,8 +62,9 @@ def test_an_extended_connect_is_an_upgrade_request() -> None:
 
 def test_101_is_200_and_what_follows_is_the_websockets() -> None:
     options = ServerOptions(subprotocols=["chat"])
-    translator = ServerTranslator(changed((b"sec-websocket-protocol", b"chat")), False)
-    acceptance = judge_upgrade(parse_request(translator.head), options)
+    translator = ServerTranslator()
+    head = translator.request(changed((b"sec-websocket-protocol", b"chat")), False)
+    acceptance = judge_upgrade(parse_request(head), options)
     response = accept_response(acceptance, {"X-More": "yes"})
     fields, rest, ended = translator.answer(response + b"\x81\x00")
     assert fields == [(b":status", b"200"), (b"sec-websocket-protocol", b"chat"), (b"x-more", b"yes")]
@@ -67,7 +73,7 @@ def test_101_is_200_and_what_follows_is_the_websockets() -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_a_refusal_arrives_with_its_body_however_it_is_split(step: int) -> None:
-    translator = ServerTranslator(CONNECT, False)
+    translator, _ = asked(CONNECT, False)
     whole = refusal_response(Refusal(403, "no " * 50, {"X-Why": "because"}))
     found: list[Fields] = []
     body, ends = b"", []
@@ -90,7 +96,7 @@ def test_a_page_does_not_open_a_websocket() -> None:
         http_response(Response(200, "a page"), method="GET"),
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: wrong\r\n\r\n",
     ):
-        translator = ServerTranslator(CONNECT, False)
+        translator, _ = asked(CONNECT, False)
         fields, _, _ = translator.answer(answer)
         assert fields is not None
         assert fields[0] == (b":status", b"400")
@@ -98,32 +104,32 @@ def test_a_page_does_not_open_a_websocket() -> None:
 
 
 def test_chunks_are_taken_apart() -> None:
-    translator = ServerTranslator(CONNECT, False)
+    translator, _ = asked(CONNECT, False)
     answer = b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
     assert translator.answer(answer) == ([(b":status", b"404")], b"abcdefg", True)
 
 
 def test_a_plain_request_and_its_answer() -> None:
     get: Fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a"), (b":path", b"/"), (b"accept", b"*/*")]
-    translator = ServerTranslator(get, True)
-    assert translator.head == b"GET / HTTP/1.1\r\nHost: a\r\naccept: */*\r\n\r\n"
+    translator, head = asked(get, True)
+    assert head == b"GET / HTTP/1.1\r\nHost: a\r\naccept: */*\r\n\r\n"
     fields, body, ended = translator.answer(http_response(Response(200, "hello"), method="GET"))
     assert fields == [(b":status", b"200"), (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"5")]
     assert (body, ended, translator.is_open) == (b"hello", True, False)
-    head = ServerTranslator([(b":method", b"HEAD"), *get[1:]], True)
-    fields, body, ended = head.answer(http_response(Response(200, "hello"), method="HEAD"))
+    translator, _ = asked([(b":method", b"HEAD"), *get[1:]], True)
+    fields, body, ended = translator.answer(http_response(Response(200, "hello"), method="HEAD"))
     assert fields is not None
     assert (fields[-1], body, ended) == ((b"content-length", b"5"), b"", True)
 
 
 def test_a_body_of_unknown_length_is_chunked_and_one_of_known_length_is_not() -> None:
     post: Fields = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a"), (b":path", b"/")]
-    chunked = ServerTranslator(post, False)
-    assert b"\r\nTransfer-Encoding: chunked\r\n" in chunked.head
+    chunked, head = asked(post, False)
+    assert b"\r\nTransfer-Encoding: chunked\r\n" in head
     assert chunked.chunk(b"x" * 26, False) + chunked.chunk(b"", True) == b"1a\r\n" + b"x" * 26 + b"\r\n0\r\n\r\n"
-    known = ServerTranslator([*post, (b"content-length", b"3")], False)
+    known, head = asked([*post, (b"content-length", b"3")], False)
     assert known.chunk(b"abc", True) == b"abc"
-    assert b"Transfer-Encoding" not in known.head
+    assert b"Transfer-Encoding" not in head
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_a_body_of_unknown_length_is_chunked_and_one_of_known_length_is_not() ->
 )
 def test_what_is_refused_before_anybody_is_asked(fields: Fields, status: int) -> None:
     with pytest.raises(Refusal) as caught:
-        ServerTranslator(fields, False)
+        ServerTranslator().request(fields, False)
     assert caught.value.status == status
 
 
@@ -163,7 +169,7 @@ def test_no_field_makes_a_second_request_of_one(lines: list[tuple[bytes, bytes]]
     replaced = {name for name, _ in own if name.startswith(b":")}
     fields = [line for line in CONNECT if line[0] not in replaced] + own
     try:
-        head = ServerTranslator(fields, False).head
+        head = ServerTranslator().request(fields, False)
     except Refusal:
         return
     reader = HeadReader(1 << 20)
@@ -228,8 +234,8 @@ def test_both_translators_understand_each_other() -> None:
     client, key = ClientTranslator(), make_key()
     fields = client.request(request_head("/", "a", key))
     assert fields is not None
-    server = ServerTranslator(fields, False)
-    response, _, _ = server.answer(accept_response(judge_upgrade(parse_request(server.head), ServerOptions())))
+    server, head = asked(fields, False)
+    response, _, _ = server.answer(accept_response(judge_upgrade(parse_request(head), ServerOptions())))
     assert response is not None
     judge_response(parse_response(client.answer(response)), key)
     assert client.is_open

@@ -52,7 +52,7 @@ OWN_LIBRARY = {
     "dialing": {"python_socks"},
     "extensions": {"isal", "zlib_ng"},
     "transports.quic": {"aioquic"},
-    "transports.h3": {"aioquic"},
+    "transports.h3": {"aioquic", "pylsqpack"},
     "transports.kcp": {"kcp"},
     "integrations": {"engineio", "flask", "flask_sock", "geventwebsocket", "gunicorn", "locust", "simple_websocket"},
     "cli": {"rich"},
