@@ -41,7 +41,9 @@ CI_CASES = "1-7,9,10,12.x.1-8,13.x.1-8"
 GOOD_BEHAVIOR = frozenset({"OK", "NON-STRICT", "INFORMATIONAL"})
 GOOD_CLOSE = frozenset({"OK", "INFORMATIONAL"})
 #: Transports that need certificates.
-SECURE = ("tls",)
+SECURE = ("tls", "quic", "h3")
+#: Those that no relay of ours speaks.
+BRIDGED = ("quic", "h3")
 #: Seconds the whole suite may take; it takes about 8 minutes.
 SUITE_LIMIT = 1800.0
 START_LIMIT = 20.0
@@ -321,10 +323,10 @@ async def finish_suite(process: Process, out: Path) -> list[Result]:
 
 
 async def check_server(
-    transport: str, via: str, globs: list[str], parallel: int, folder: Path, more: list[str]
+    transport: str, via: str | None, globs: list[str], parallel: int, folder: Path, more: list[str]
 ) -> tuple[str, list[Result]]:
     """Return the build in use and the results."""
-    way = bridged if via == "bridge" else reachable
+    way = bridged if via == "bridge" or (via is None and transport in BRIDGED) else reachable
     async with running_server(transport, folder, more) as (address, build), way(address, folder) as url:
         suite = await start_suite("fuzzingclient", globs, parallel, folder / "report", url)
         return build, await finish_suite(suite, folder / "report")
@@ -396,7 +398,7 @@ async def run(options: argparse.Namespace) -> int:
             build, results = await check_server(options.transport, options.via, globs, options.parallel, Path(name), more)
     how = "without" if options.no_takeover else "with"
     seconds = time.monotonic() - begin
-    where = f"{options.side}, {options.transport}{' via bridge' if options.via == 'bridge' else ''}"
+    where = f"X
     title = f"{where}, {build} build, {how} context takeover, cases {options.cases}: {seconds:.0f} s"
     text = table(results)
     if options.markdown:
@@ -418,8 +420,8 @@ def main() -> None:
     what.add_argument("--ci", action="store_true", help=f"cases {CI_CASES} over TCP")
     what.add_argument("--cases", default=CI_CASES, help=f"groups, ranges or globs, as in 1-7,12.1.*,13.x.1-8; or all ({CI_CASES})")
     parser.add_argument("--side", choices=("server", "client"), default="server", help="which side of ours is tested")
-    parser.add_argument("--transport", choices=("tcp", "tls", "unix"), default="tcp")
-    parser.add_argument("--via", choices=("relay", "bridge"), default="relay", help="what leads from TCP to our server's transport")
+    parser.add_argument("--transport", choices=("tcp", "tls", "unix", "quic", "h3"), default="tcp")
+    parser.add_argument("--via", choices=("relay", "bridge"), help="what leads from TCP to our server's transport (relay)")
     parser.add_argument("--parallel", type=int, default=2, help="cases run at once (2)")
     parser.add_argument("--no-takeover", action="store_true", help="compress each message by itself")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table there")

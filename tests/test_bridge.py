@@ -34,7 +34,7 @@ from gws_gevent.transports.base import DialSettings
 from gws_gevent.transports.registry import dialer
 from tests.pairs import EchoHandler
 from tests.raw import RawClient, request
-from tests.support import free_port, wait_until
+from tests.support import free_port, require_module, wait_until
 
 
 class Talker(EchoHandler):
@@ -101,7 +101,8 @@ def target(serve: Any) -> Iterator[str]:
 
 
 def url_of(bridge: Bridge, path: str = "/") -> str:
-    return bridge.addresses[0].replace("tcp:", "ws:").replace("tls:", "wss:") + path
+    scheme, _, place = bridge.addresses[0].partition(":")
+    return {"tcp": "ws", "tls": "wss"}.get(scheme, f"wss+{scheme}") + f":{place}{path}"
 
 
 def port_of(bridge: Bridge) -> int:
@@ -130,10 +131,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("near", ["tcp", "tls", "unix"])
-@pytest.mark.parametrize("far", ["tcp", "tls", "unix", "memory"])
+@pytest.mark.parametrize(
+    ("near", "far"),
+    [
+        *((near, far) for near in ("tcp", "tls", "unix") for far in ("tcp", "tls", "unix", "memory")),
+        *(("tcp", "quic"), ("quic", "unix"), ("tcp", "h3"), ("h3", "tcp"), ("h3", "h3"), ("h3", "quic"), ("quic", "h3")),
+    ],
+)
 def test_messages_cross_between_any_two_transports(near: str, far: str, certificates: Path, tmp_path: Path) -> None:
-    places = {"tcp": "tcp://127.0.0.1:0", "tls": "tls://127.0.0.1:0", "memory": "memory:behind"}
+    if "quic" in (near, far) or "h3" in (near, far):
+        require_module("aioquic")
+    places = {name: f"{name}://127.0.0.1:0" for name in ("tcp", "tls", "quic", "h3")} | {"memory": "memory:behind"}
     settings = ListenSettings(tls=TlsFiles(str(certificates / "cert.pem")))
     context = client_context(str(certificates / "ca.pem"))
     options = PermessageDeflate(server_context_takeover=True)
@@ -144,7 +152,7 @@ def test_messages_cross_between_any_two_transports(near: str, far: str, certific
         with bridged(server.address, listen, settings=settings, dial=dial) as bridge:
             url = f"ws+unix:{tmp_path}/near:/some?where" if near == "unix" else url_of(bridge, "/some?where")
             mine = ClientOptions(permessage_deflate=options, subprotocols=["a", "b"], headers={"X-Mine": "yes"})
-            with connect(url, options=mine, ssl_context=context if near == "tls" else None) as conn:
+            with connect(url, options=mine, ssl_context=context if near in ("tls", "quic", "h3") else None) as conn:
                 assert conn.subprotocol == "b"
                 assert conn.extensions
                 for message in ("text", b"\0\xff", "", "x" * 300_000, bytes(range(256)) * 4000):
