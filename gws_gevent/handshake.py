@@ -263,14 +263,21 @@ def refusal_response(refusal: Refusal, head_only: bool = False) -> bytes:
     return _encode_answer(refusal.status, body, refusal.headers, head_only, close=True)
 
 
-def http_response(response: Response, *, method: str, close: bool = True) -> bytes:
+def http_response(
+    response: Response, *, method: str, close: bool = True, more_headers: Mapping[str, str] | None = None
+) -> bytes:
     """Encode a complete response to a plain request.
 
     Args:
         method: of the request: the answer to HEAD has no body.
         close: announce that the connection is closed after it.
+        more_headers: those of the server, where the response does not set them.
     """
-    return _encode_answer(response.status, response.body, response.headers or {}, method == "HEAD", close)
+    headers = response.headers or {}
+    if more_headers:
+        given = {name.lower() for name in headers}
+        headers = {**headers, **{name: value for name, value in more_headers.items() if name.lower() not in given}}
+    return _encode_answer(response.status, response.body, headers, method == "HEAD", close)
 
 
 def _phrase(status: int) -> str:

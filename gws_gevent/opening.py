@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,9 @@ class ServerService(Service):
         handler: serves every upgrade where there is no `on_request`.
         on_request: routes each request; see Server.
         on_error: told of what fails before a connection is open.
+
+    Attributes:
+        alt_svc: value of the Alt-Svc header in what is answered over TLS (RFC 7838), where HTTP/3 has the same; "" for none.
     """
 
     options: ServerOptions
@@ -66,6 +69,7 @@ class ServerService(Service):
         Service.__init__(self, Side.SERVER, options)
         self.keep_request = options.keep_request
         self.stopping = False
+        self.alt_svc = ""
         self._handler = handler
         self._on_request = on_request
         self._on_error = on_error
@@ -123,7 +127,7 @@ class ServerService(Service):
             remote = client_address(request.headers, peer, self._trusted) if self._trusted is not None else None
             handler = self._route(request)
             if isinstance(handler, Response):
-                self._say(conn, http_response(handler, method=request.method))
+                self._say(conn, http_response(handler, method=request.method, more_headers=self.own_headers(conn)))
                 return None
             if not wants_websocket(request):
                 raise upgrade_required()
@@ -131,7 +135,10 @@ class ServerService(Service):
             self._authorize(conn, request)
             deciding = False
             conn.allow(self.options.write_timeout)
-            conn.stream.send_all(accept_response(acceptance, self.options.response_headers))
+            headers = self.options.response_headers
+            if self.alt_svc:
+                headers = {**self.own_headers(conn), **headers}
+            conn.stream.send_all(accept_response(acceptance, headers))
         except HandshakeError as error:
             refusal = error if isinstance(error, Refusal) else Refusal(400)
             self._refuse(conn, refusal, request)
@@ -153,6 +160,10 @@ class ServerService(Service):
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)
         return handler
+
+    def own_headers(self, conn: Connection) -> Mapping[str, str]:
+        """Headers that the server adds to what is answered on a connection."""
+        return {"Alt-Svc": self.alt_svc} if self.alt_svc and conn.stream.info("scheme") == "tls" else {}
 
     def _read_proxy_header(self, stream: Stream, trusted: TrustedProxies) -> tuple[Any, bytes]:
         """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""

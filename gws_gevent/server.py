@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ __all__ = ["Server", "serve"]
 
 #: Seconds that `stop` waits for greenlets after it has aborted their transports.
 GRACE = 1.0
+#: Seconds that a browser may remember where HTTP/3 is. If it is gone, the browser comes back by itself.
+ALTERNATIVE_AGE = 86400
 
 
 class Server:
@@ -134,6 +136,7 @@ class Server:
                 listener.close()
             raise
         self._listeners += started
+        self._service.alt_svc = _alternatives(self.addresses)
 
     def _new_service(self) -> ServerService:
         return ServerService(self._handler, self.options, self._on_request, self._tell)
@@ -233,6 +236,12 @@ def serve(
     server.start(*endpoints)
     with _on_signals(server.stop):
         server.serve_forever()
+
+
+def _alternatives(addresses: Sequence[str]) -> str:
+    """The value of an Alt-Svc header that names the ports with HTTP/3, on the same host (RFC 7838 section 3)."""
+    ports = [endpoint.port for endpoint in map(Endpoint.parse, addresses) if endpoint.scheme == "h3"]
+    return ", ".join(f'h3=":{port}"; ma={ALTERNATIVE_AGE}' for port in ports)
 
 
 @contextmanager

@@ -398,7 +398,8 @@ async def run(options: argparse.Namespace) -> int:
             build, results = await check_server(options.transport, options.via, globs, options.parallel, Path(name), more)
     how = "without" if options.no_takeover else "with"
     seconds = time.monotonic() - begin
-    where = f"X
+    via = " via bridge" if options.via == "bridge" or options.transport in BRIDGED else ""
+    where = f"{options.side}, {options.transport}{via}"
     title = f"{where}, {build} build, {how} context takeover, cases {options.cases}: {seconds:.0f} s"
     text = table(results)
     if options.markdown:

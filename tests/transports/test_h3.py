@@ -333,3 +333,30 @@ def test_a_peer_that_never_reads_holds_less_than_a_mebibyte(certificates: Any) -
         wait_until(lambda: written[0] and not server.connections)  # write_timeout
         assert written[0] < 1024 * 1024
         stream.abort()
+
+
+# Beside TCP
+
+
+def test_tls_says_where_http_3_is(app: App, certificates: Any) -> None:
+    settings = ListenSettings(tls=TlsFiles(certificates.cert, certificates.key))
+    context = client_context(certificates.ca)
+
+    def alt_svc(server: Server, path: str, scheme: str) -> str | None:
+        place = next(address for address in server.addresses if address.startswith(scheme))
+        url = place.replace("tls:", "wss:").replace("tcp:", "ws:").replace("h3:", "wss+h3:") + path
+        with pytest.raises(HandshakeRefused) as caught:
+            connect(url, ssl_context=context if scheme != "tcp" else None)
+        return caught.value.headers.get("alt-svc")
+
+    with Server(on_request=app) as server:
+        server.start("tls://127.0.0.1:0", "tcp://127.0.0.1:0", settings=settings)
+        assert alt_svc(server, "/page", "tls") is None
+        server.start("h3://127.0.0.1:0", settings=settings)
+        port = server.addresses[2].rpartition(":")[2]
+        assert alt_svc(server, "/page", "tls") == f'h3=":{port}"; ma=86400'
+        assert alt_svc(server, "/page", "tcp") is None
+        assert alt_svc(server, "/page", "h3") is None
+        with connect(server.addresses[0].replace("tls:", "wss:") + "/", ssl_context=context) as conn:
+            conn.send("as ever")
+            assert conn.receive(timeout=5) == "as ever"
