@@ -59,7 +59,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         self._port = port
         self._address = address
         self._on_over = on_over
-        self._changed = Event()
+        self._ready = Event()  # the handshake is complete, or will never be
         self._migrated_at = 0.0
         core = CoreConnection(configuration, streams=0, session_ticket_handler=keep_ticket)
         self.session = QuicSession(core, port, self, lambda session: self._streams_of(session, scheme), doing)
@@ -69,7 +69,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         say_goodbye_at_exit(self)
 
     def _streams_of(self, session: QuicSession, scheme: str) -> StreamTable:
-        self.table = StreamTable(session, scheme=scheme, on_change=self._on_change, on_end=lambda _: self._changed.set())
+        self.table = StreamTable(session, scheme=scheme, on_change=self._on_change, on_end=lambda _: self._ready.set())
         return self.table
 
     @property
@@ -84,8 +84,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
 
     def open(self) -> QuicStream | None:
         """Open a stream when the handshake is complete; None: the server allows no more on this connection."""
-        while not self.session.established and self.session.error is None:
-            self._changed.wait()
+        self._ready.wait()
         if self.session.error is not None:
             raise self.session.error
         return self.table.open() if self.session.core.may_open() else None
@@ -96,9 +95,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
             self.session.close(TransportError("the connection was closed"))
 
     def _on_change(self) -> None:
-        self._changed.set()
-        if self.session.established:
-            self.retire()
+        self.retire()
 
     def say_goodbye(self, now: float) -> None:
         self.session.say_goodbye(now)
@@ -134,7 +131,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
     # SessionOwner
 
     def on_established(self, session: QuicSession) -> None:
-        self._changed.set()
+        self._ready.set()
 
     def on_over(self, session: QuicSession) -> None:
         self._port.close()
