@@ -109,7 +109,9 @@ class World:
         echo: what serves the streams.
     """
 
-    def __init__(self, cert: str, impairment: Impairment | None = None, *, seed: int = 0, endpoint: str = "quic://192.0.2.1:4433") -> None:
+    def __init__(
+        self, cert: str, impairment: Impairment | None = None, *, seed: int = 0, endpoint: str = "quic://192.0.2.1:4433"
+    ) -> None:
         self.network = SimulatedNetwork(impairment, seed=seed)
         self.echo = Echo()
         settings = ListenSettings(tls=TlsFiles(cert), spawn=lambda function, stream: function(stream))
@@ -136,7 +138,8 @@ class World:
             "max_data": 4 * WINDOW,
             "max_stream_data": WINDOW,
         }
-        return ClientConnection(port, SERVER, QuicConfiguration(**settings | configuration), f"connect from {port.local_address}"), port
+        client = ClientConnection(port, SERVER, QuicConfiguration(**settings | configuration), f"connect from {port.local_address}")
+        return client, port
 
     def run(self, until: Callable[[], object] = lambda: False, seconds: float = 60.0) -> bool:
         """Let time pass; the echo works meanwhile."""
