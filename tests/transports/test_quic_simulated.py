@@ -94,6 +94,7 @@ def test_under_load_a_client_has_to_show_that_it_receives(certificates: Any) -> 
     assert world.server.admission.refused["retry"] == 7
     honest, _ = world.connect()
     assert honest.session.core._retry_count == 1
+    world.run(seconds=0.1)
     assert world.server.admission.half_open == 3
     world.run(lambda: world.server.admission.half_open == 0, seconds=30)
     assert len(world.server.sessions) == 1, "half-open connections are given up, the other one lives"
