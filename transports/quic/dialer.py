@@ -61,12 +61,12 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         self._port = port
         self._address = address
         self._on_over = on_over
-        self._changed = Event()
+        self._ready = Event()  # the handshake is complete, or will never be
         self._migrated_at = 0.0
         core = CoreConnection(configuration, streams=0, other_streams=other_streams, session_ticket_handler=keep_ticket)
 
         def streams_of(session: QuicSession) -> StreamTable:
-            self.table = make_table(session, scheme=scheme, on_change=self._on_change, on_end=lambda _: self._changed.set())
+            self.table = make_table(session, scheme=scheme, on_change=self._on_change, on_end=lambda _: self._ready.set())
             return self.table
 
         self.session = QuicSession(core, port, self, streams_of, doing)
@@ -87,8 +87,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
 
     def open(self) -> QuicStream | None:
         """Open a stream when the handshake is complete; None: the server allows no more on this connection."""
-        while not self.session.established and self.session.error is None:
-            self._changed.wait()
+        self._ready.wait()
         if self.session.error is not None:
             raise self.session.error
         return self.table.open() if self.session.core.may_open() else None
@@ -99,9 +98,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
             self.session.close(TransportError("the connection was closed"))
 
     def _on_change(self) -> None:
-        self._changed.set()
-        if self.session.established:
-            self.retire()
+        self.retire()
 
     def say_goodbye(self, now: float) -> None:
         self.session.say_goodbye(now)
@@ -137,7 +134,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
     # SessionOwner
 
     def on_established(self, session: QuicSession) -> None:
-        self._changed.set()
+        self._ready.set()
 
     def on_over(self, session: QuicSession) -> None:
         self._port.close()

@@ -155,7 +155,6 @@ class QuicSession(DatagramSession):
 
     def migrate(self, port: DatagramPort) -> None:
         """Go on over another port, as after a change of network (RFC 9000 section 9), with another connection ID."""
-        self._port.forget(self)
         self._port = port
         self.core.change_connection_id()
         self.core.send_ping(0)  # something to send, so that the peer learns of the new address

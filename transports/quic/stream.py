@@ -53,7 +53,8 @@ class StreamTable(Application):
 
         Args:
             on_stream: called with each stream that the peer opens. None: it may not open any.
-            on_change: called when the handshake is complete, the peer allows more streams, or a stream has come to its end.
+            on_change: called when a stream has come to its end.
+            on_end: called when the connection has.
         """
         self.session = session
         self.scheme = scheme
@@ -98,8 +99,6 @@ class StreamTable(Application):
             stream = self._stream(event.stream_id)
             if stream is not None:
                 stream.on_stop_sending()
-        elif isinstance(event, events.HandshakeCompleted) and self._on_change is not None:
-            self._on_change()
 
     def after_events(self) -> None:
         core = self.session.core
