@@ -1,8 +1,8 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """One side of one WebSocket connection after the opening handshake, without I/O and without a clock.
 
-Belongs here: bytes in, messages out; which close frame answers what; which state follows which. Does not belong here:
-reading, writing, waiting, logging, calling handlers.
+Belongs here: bytes in, messages out; which close frame answers what. Does not belong here: what connections have in common
+(protocol_rules.py), the incomplete message (partial_message.py), reading, writing, waiting, logging, calling handlers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from gws_gevent.exceptions import GwsError, ProtocolError
-from gws_gevent.extensions.deflate import Compression, Deflate
+from gws_gevent.closing import close_payload, next_state
+from gws_gevent.exceptions import ProtocolError
 from gws_gevent.frames import (
     MAX_CONTROL_PAYLOAD,
     MAX_FRAME_HEADER,
@@ -19,22 +19,20 @@ from gws_gevent.frames import (
     CloseCode,
     CloseInfo,
     Opcode,
-    Side,
     State,
     Step,
     is_sendable_close_code,
 )
 
-from ._frame_parser import FrameParser
 from ._masking import append_frame, unmask, unmask_text
 from .message import Message, new_message
 from .partial_message import PartialMessage
+from .protocol_rules import ProtocolRules
 
 if TYPE_CHECKING:
     from gws_gevent.extensions.permessage_deflate import Agreement
-    from gws_gevent.options import ConnectionOptions
 
-__all__ = ["Protocol", "ProtocolRules", "close_payload"]
+__all__ = ["Protocol"]
 
 #: Messages parsed before the first of them is handled. What a read holds beyond them is copied out and parsed later.
 MAX_BATCH: Final = 1024
@@ -52,92 +50,6 @@ TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
 CONTINUATION: Final = Opcode.CONTINUATION
 TOO_BIG: Final = CloseCode.MESSAGE_TOO_BIG
-
-#: What a frame of a message in pieces may declare; the limit of its stream is looked at besides.
-MAX_LENGTH: Final = 2**63 - 1
-
-
-NEXT_STATE: Final = {
-    (State.CONNECTING, Step.ACCEPTED): State.OPEN,
-    (State.CONNECTING, Step.STREAM_ENDED): State.CLOSED,
-    (State.OPEN, Step.CLOSE_SENT): State.CLOSING,
-    (State.OPEN, Step.CLOSE_RECEIVED): State.CLOSING,
-    (State.OPEN, Step.STREAM_ENDED): State.CLOSED,
-    (State.CLOSING, Step.CLOSE_SENT): State.CLOSING,
-    (State.CLOSING, Step.CLOSE_RECEIVED): State.CLOSING,
-    (State.CLOSING, Step.STREAM_ENDED): State.CLOSED,
-}
-
-
-def next_state(state: State, step: Step) -> State:
-    """Look a transition up; a missing one is our own mistake and a GwsError."""
-    try:
-        return NEXT_STATE[state, step]
-    except KeyError:
-        raise GwsError(f"{step.name} is not possible while {state.name}") from None
-
-
-def close_payload(code: int, reason: str = "") -> bytes:
-    """Encode the payload of a close frame (section 5.5.1). Code 1005 gives the empty payload.
-
-    Raises:
-        ValueError: a code that may not be sent, a reason without a code, or one longer than 123 bytes of UTF-8.
-    """
-    if code == CloseCode.NO_STATUS and not reason:
-        return b""
-    if isinstance(code, bool) or not isinstance(code, int) or not is_sendable_close_code(code):
-        raise ValueError(f"close code {code!r} may not be sent")
-    payload = int(code).to_bytes(2, "big") + reason.encode()
-    if len(payload) > MAX_CONTROL_PAYLOAD:
-        raise ValueError(f"a close reason holds at most {MAX_CONTROL_PAYLOAD - 2} bytes of UTF-8, not {len(payload) - 2}")
-    return payload
-
-
-class ProtocolRules:
-    """What connections of one server or client share: the side and the limits, the frame parsers, and what was negotiated.
-
-    Args:
-        compression: what others in this thread, of the same side and with the same `permessage_deflate`, share already.
-
-    Attributes:
-        deflate: what messages are compressed and inflated with; None where that was not negotiated.
-
-    Raises:
-        MissingExtra: the codec of `permessage_deflate` is not installed.
-    """
-
-    __slots__ = (
-        "_compression", "_options", "_shared", "check_utf8", "deflate", "is_client", "max_fragments", "max_size", "parser",
-        "stream_parser", "utf8_errors",
-    )  # fmt: skip
-
-    def __init__(
-        self, side: Side, options: ConnectionOptions, compression: Compression | None = None, deflate: Deflate | None = None
-    ) -> None:
-        self._options = options
-        self._compression = compression
-        self._shared: dict[Deflate, ProtocolRules] = {}
-        self.deflate = deflate
-        if compression is None and options.permessage_deflate is not None:
-            self._compression = Compression(options.permessage_deflate, side)
-        self.is_client = side is Side.CLIENT
-        self.max_size = options.read_max_payload_size
-        self.max_fragments = options.max_fragments
-        self.check_utf8 = options.check_utf8
-        self.utf8_errors = "strict" if options.check_utf8 else "replace"
-        self.parser = FrameParser(side is Side.SERVER, options.read_max_payload_size, deflate is not None)
-        self.stream_parser = FrameParser(side is Side.SERVER, MAX_LENGTH, deflate is not None)
-
-    def agreed(self, agreement: Agreement) -> ProtocolRules:
-        """Return the rules of connections that have agreed on compression; one object for all of them that keep no context."""
-        assert self._compression is not None, "compression is agreed on where the options have it"
-        deflate = self._compression.agreed(agreement)
-        rules = self._shared.get(deflate)
-        if rules is None:
-            rules = ProtocolRules(Side.CLIENT if self.is_client else Side.SERVER, self._options, self._compression, deflate)
-            if deflate.is_shared:
-                self._shared[deflate] = rules
-        return rules
 
 
 class Protocol:

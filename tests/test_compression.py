@@ -69,9 +69,8 @@ def options_for(side: str) -> Any:
 
 
 def new_protocol(build: str, side: str, keep: bool = False, **options: Any) -> Any:
-    module = core(build)
-    rules = module.ProtocolRules(Side[side], options_for(side)(permessage_deflate=PermessageDeflate(), **options))
-    protocol = module.Protocol(rules)
+    set_options = options_for(side)(permessage_deflate=PermessageDeflate(), **options)
+    protocol = core(build).Protocol(core(build, "protocol_rules").ProtocolRules(Side[side], set_options))
     protocol.agree(Agreement(not keep, not keep, 15, 15))
     return protocol
 
@@ -144,7 +143,7 @@ def test_reserved_bits_that_mean_nothing(build: str, side: str, first: int) -> N
 def test_rsv1_needs_an_agreement(build: str, side: str) -> None:
     module = core(build)
     for deflate in (None, PermessageDeflate()):
-        rules = module.ProtocolRules(Side[side], options_for(side)(permessage_deflate=deflate))
+        rules = core(build, "protocol_rules").ProtocolRules(Side[side], options_for(side)(permessage_deflate=deflate))
         assert outcome(module.Protocol(rules), frame(side, FIN | RSV1 | TEXT, pack("x"))) == ([], RESERVED_BITS)
 
 
@@ -269,8 +268,7 @@ def test_any_split_in_both_builds_gives_the_same(case: tuple[bytes, list[int]], 
 
 def test_rules_are_shared_by_all_that_keep_no_context() -> None:
     for build in ("plain", "compiled"):
-        module = core(build)
-        rules = module.ProtocolRules(Side.SERVER, ServerOptions(permessage_deflate=PermessageDeflate()))
+        rules = core(build, "protocol_rules").ProtocolRules(Side.SERVER, ServerOptions(permessage_deflate=PermessageDeflate()))
         reset, other, kept = Agreement(True, True, 15, 15), Agreement(True, True, 15, 9), Agreement(False, True, 15, 15)
         assert rules.agreed(reset) is rules.agreed(reset)
         assert rules.agreed(reset) is not rules.agreed(other)

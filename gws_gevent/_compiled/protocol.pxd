@@ -4,6 +4,7 @@ from ._frame_parser cimport FrameParser
 from ._masking cimport append_frame, unmask, unmask_text
 from .message cimport Message, new_message
 from .partial_message cimport PartialMessage
+from .protocol_rules cimport ProtocolRules
 
 
 cdef object OPEN
@@ -12,21 +13,6 @@ cdef object TEXT
 cdef object BINARY
 cdef object CONTINUATION
 cdef object TOO_BIG
-cdef long long MAX_LENGTH
-
-
-cdef class ProtocolRules:
-    cdef object _options
-    cdef object _compression
-    cdef dict _shared
-    cdef readonly object deflate
-    cdef readonly bint is_client
-    cdef readonly long long max_size
-    cdef readonly long max_fragments
-    cdef readonly bint check_utf8
-    cdef readonly str utf8_errors
-    cdef readonly FrameParser parser
-    cdef readonly FrameParser stream_parser
 
 
 cdef class Protocol:
