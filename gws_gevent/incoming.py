@@ -210,7 +210,7 @@ class Incoming(Reading):
         that had come whole before this call is one piece.
 
         Args:
-            max_size: bytes of the whole message, 1009 above it; None is no bound.
+            max_size: bytes of the whole message, of a compressed one what it inflates to; 1009 above it. None is no bound.
             timeout: seconds to wait for its beginning; None waits until the connection ends.
 
         Raises:

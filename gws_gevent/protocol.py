@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gws_gevent.closing import close_payload, next_state
 from gws_gevent.exceptions import ProtocolError
+from gws_gevent.extensions.deflate import OUTPUT_SLICE
 from gws_gevent.frames import (
     MAX_CONTROL_PAYLOAD,
     MAX_FRAME_HEADER,
@@ -118,7 +119,9 @@ class Protocol:
         partial = self.partial
         if partial is None or self.failure is not None:
             return False
-        return len(partial.rest) > 0 or (partial.stream is not None and partial.opcode != 0 and partial.given < 0)
+        if len(partial.rest) > 0 or partial.has_more:
+            return True
+        return partial.stream is not None and partial.opcode != 0 and partial.declared < 0
 
     @property
     def incomplete(self) -> bool:
@@ -206,6 +209,9 @@ class Protocol:
                 messages.append(self._control(parser.opcode, unmask(data, payload_at, length, key_at)))
                 if parser.opcode == 8:
                     return end
+            elif len(messages) > 0 and parser.fin and end - payload_at >= length and self._may_be_too_big():
+                # Not behind other messages: their reader may say that it takes the next one in pieces.
+                return self._hold_rest(data, at, end)
             elif parser.fin and not fragmented and end - payload_at >= length:
                 at = payload_at + length
                 if parser.compressed:
@@ -221,6 +227,13 @@ class Protocol:
             if (len(messages) >= MAX_BATCH or inflated >= MAX_INFLATED) and at < end:
                 return self._hold_rest(data, at, end)
         return at
+
+    def _may_be_too_big(self) -> bool:
+        """True where the frame ends a compressed message that may come to more than the limit."""
+        rules, partial = self.rules, self.partial
+        if rules.parser.opcode == 0:
+            return partial is not None and partial.compressed and len(partial.buffer) + rules.parser.length > rules.never_too_big
+        return rules.parser.compressed and rules.parser.length > rules.never_too_big
 
     def _whole(self, opcode: int, data: bytes | bytearray, at: int, length: int, key_at: int) -> Message:
         if opcode == 2:
@@ -391,46 +404,40 @@ class Protocol:
     def _stream_frames(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
         """Cut pieces out of `data[at:end]`. Returns the offset from which there are other messages."""
         partial = self._open_partial()
-        if partial.opcode != 0 and partial.given < 0:
-            if partial.compressed:
-                partial.bound(self.rules.max_size)
-            partial.take_over()
+        if partial.opcode != 0 and partial.declared < 0:
+            partial.take_over(self.rules.deflate)
             self._begin_pieces(messages, partial)
-            self._add_piece(messages, partial)
-        while at < end:
-            if partial.remaining == 0:
-                parser = self.rules.stream_parser
-                size = parser.read_header(data, at, end, partial.opcode != 0)
-                if size == 0 or (parser.opcode >= 8 and end - at - size < parser.length):
-                    partial.held = bytes(data[at:end])
-                    return end
-                if parser.opcode != 0 and parser.opcode < 8 and messages:
-                    # It stands first in what is returned, so that its reader cannot be interrupted in front of it.
-                    partial.rest = bytes(data[at:end])
-                    return end
-                at = self._stream_header(messages, partial, data, at + size)
-                if parser.opcode == 8:
-                    return end
-                if parser.opcode > 8:
-                    if len(messages) >= MAX_BATCH and at < end:
-                        partial.rest = bytes(data[at:end])
+        inflated = 0
+        while at < end or partial.has_more:
+            if not partial.has_more:
+                if partial.remaining == 0:
+                    parser = self.rules.stream_parser
+                    size = parser.read_header(data, at, end, partial.opcode != 0)
+                    if size == 0 or (parser.opcode >= 8 and end - at - size < parser.length):
+                        partial.held = bytes(data[at:end])
                         return end
-                    continue
-            at = partial.add_piece(data, at, end)
-            self._add_piece(messages, partial)
-            if partial.is_complete():
+                    if parser.opcode != 0 and parser.opcode < 8 and messages:
+                        # It stands first in what is returned, so that its reader cannot be interrupted in front of it.
+                        return self._hold_rest(data, at, end)
+                    at = self._stream_header(messages, partial, data, at + size)
+                    if parser.opcode == 8:
+                        return end
+                    if parser.opcode > 8:
+                        if len(messages) >= MAX_BATCH and at < end:
+                            return self._hold_rest(data, at, end)
+                        continue
+                at = partial.add_piece(data, at, end)
+            inflated += self._add_piece(messages, partial)
+            if not partial.has_more and partial.is_complete():
                 messages.append(new_message(CONTINUATION, partial.stream))
                 if not partial.end_stream():
                     self.partial = None
                     return at
-            if len(messages) >= MAX_BATCH and at < end:
-                partial.rest = bytes(data[at:end])
-                return end
+            if partial.has_more or ((len(messages) >= MAX_BATCH or inflated >= OUTPUT_SLICE) and at < end):
+                return self._hold_rest(data, at, end)
         return at
 
-    def _stream_header(
-        self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, payload_at: int
-    ) -> int:
+    def _stream_header(self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, payload_at: int) -> int:
         """Take a control frame, or the header of a data frame; returns the offset behind it."""
         parser = self.rules.stream_parser
         key_at = payload_at - 4 if parser.expect_masked else -1
@@ -438,9 +445,7 @@ class Protocol:
             messages.append(self._control(parser.opcode, unmask(data, payload_at, parser.length, key_at)))
             return payload_at + parser.length
         key = bytes(data[key_at : key_at + 4]) if key_at >= 0 else b""
-        if parser.opcode != 0 and parser.compressed:
-            partial.bound(self.rules.max_size)
-        partial.begin_piece(parser.opcode, parser.fin, parser.length, key, parser.compressed)
+        partial.begin_piece(parser.opcode, parser.fin, parser.length, key, self.rules.deflate if parser.compressed else None)
         if parser.opcode != 0:
             self._begin_pieces(messages, partial)
         return payload_at
@@ -449,17 +454,10 @@ class Protocol:
         partial.stream.opcode = OPCODES[partial.opcode]
         messages.append(new_message(CONTINUATION, partial.stream))
 
-    def _add_piece(self, messages: list[Message], partial: PartialMessage) -> None:
-        piece = self._inflated_piece(partial) if partial.compressed else partial.take_piece()
-        if piece:
+    def _add_piece(self, messages: list[Message], partial: PartialMessage) -> int:
+        """Add what can be given out of the message, of a compressed one a slice; return how many bytes were inflated for that."""
+        before = partial.inflated
+        piece = partial.take_piece()
+        if piece and not partial.stream.skipped:
             messages.append(new_message(CONTINUATION, piece))
-
-    def _inflated_piece(self, partial: PartialMessage) -> str | bytes:
-        """The whole of a compressed message once it has come, and nothing before that.
-
-        What is skipped is inflated as well: later messages may refer to it.
-        """
-        if not partial.is_complete():
-            return b""
-        inflated = self.rules.deflate.inflate(partial.take_buffer(), partial.max_size)  # type: ignore[union-attr]
-        return b"" if partial.stream.skipped else self._data_of(partial.opcode, inflated)
+        return partial.inflated - before

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gws_gevent.extensions.deflate import Compression, Deflate
+from gws_gevent.extensions.deflate import MAX_RATIO, TAIL, Compression, Deflate
 from gws_gevent.frames import Side
 
 from ._frame_parser import FrameParser
@@ -31,14 +31,15 @@ class ProtocolRules:
 
     Attributes:
         deflate: what messages are compressed and inflated with; None where that was not negotiated.
+        never_too_big: bytes of compressed data that cannot come to more than `max_size`.
 
     Raises:
         MissingExtra: the codec of `permessage_deflate` is not installed.
     """
 
     __slots__ = (
-        "_compression", "_options", "_shared", "check_utf8", "deflate", "is_client", "max_fragments", "max_size", "parser",
-        "stream_parser", "utf8_errors",
+        "_compression", "_options", "_shared", "check_utf8", "deflate", "is_client", "max_fragments", "max_size",
+        "never_too_big", "parser", "stream_parser", "utf8_errors",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,7 @@ class ProtocolRules:
             self._compression = Compression(options.permessage_deflate, side)
         self.is_client = side is Side.CLIENT
         self.max_size = options.read_max_payload_size
+        self.never_too_big = options.read_max_payload_size // MAX_RATIO - len(TAIL)
         self.max_fragments = options.max_fragments
         self.check_utf8 = options.check_utf8
         self.utf8_errors = "strict" if options.check_utf8 else "replace"

@@ -105,7 +105,7 @@ class Reading(Deadlines):
             if not self._may_read():
                 return None
             if protocol.partial is not None and protocol.has_more:
-                self._take(protocol.receive(b"", 0, 0), self._heard)
+                self._take(protocol.receive(b"", 0, 0), monotonic())
                 continue
             count = self._receive()
             if count <= 0:
@@ -126,7 +126,8 @@ class Reading(Deadlines):
         if writer is not None and writer.size and not writer.draining:
             self._flush_before_waiting(writer)
         if self._service.turn_began != 0.0:
-            self._give_way(self._heard)
+            # What a read has left behind may have taken long since.
+            self._give_way(self._heard if self._protocol.partial is None else monotonic())
             if self._ended:
                 return False
         protocol = self._protocol

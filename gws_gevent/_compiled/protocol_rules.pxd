@@ -10,6 +10,7 @@ cdef class ProtocolRules:
     cdef readonly object deflate
     cdef readonly bint is_client
     cdef readonly long long max_size
+    cdef readonly long long never_too_big
     cdef readonly long max_fragments
     cdef readonly bint check_utf8
     cdef readonly str utf8_errors
