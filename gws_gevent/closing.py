@@ -37,7 +37,10 @@ def close_payload(code: int, reason: str = "") -> bytes:
 
     Raises:
         ValueError: a code that may not be sent, a reason without a code, or one longer than 123 bytes of UTF-8.
+        TypeError: a reason that is not str.
     """
+    if not isinstance(reason, str):
+        raise TypeError(f"a close reason is str, not {type(reason).__name__}")
     if code == CloseCode.NO_STATUS and not reason:
         return b""
     if isinstance(code, bool) or not isinstance(code, int) or not is_sendable_close_code(code):

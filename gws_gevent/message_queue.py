@@ -28,6 +28,8 @@ __all__ = ["MessageQueue"]
 
 #: On the opcode of a message that is to be written: compress it. On that of a frame: its payload is compressed.
 RSV1: Final = COMPRESSED
+#: Besides RSV1 on the opcode of a message: also if that makes it larger.
+ALWAYS: Final = 0x100
 SENT: Final = Outcome.SENT
 QUEUED: Final = Outcome.QUEUED
 DROPPED: Final = Outcome.DROPPED
@@ -41,28 +43,43 @@ class MessageQueue(FrameOutput):
 
     __slots__ = ()
 
-    def write_async(self, opcode: int, data: Data, callback: Callback | None = None) -> bool:
-        """Queue one message without waiting, behind everything written before.
+    def write_async(
+        self, opcode: int, data: Data, callback: Callback | None = None, compress: bool | None = None
+    ) -> bool:
+        """Queue one message without waiting, behind everything written before. From any thread.
+
+        It waits for one thing only: if the message would make more than `write_queue_size` bytes unsent and `slow_consumer` is
+        "block", the calling greenlet waits for room.
 
         Args:
-            callback: called in a greenlet of its own as `callback(None)` once the transport owns the message, or with the error.
+            opcode, data, compress: as for `write_message`.
+            callback: called once, in a greenlet of its own, unless this raises: as `callback(None)` when the transport owns the
+                message; with WriteQueueFull if it was dropped, ConnectionClosed if it was unsent when the connection ended.
+                Of a message from another thread it is told the errors below as well, those of the data excepted.
 
         Returns:
-            False if `slow_consumer="drop"` dropped it (the callback is told WriteQueueFull).
+            False if `slow_consumer="drop"` dropped it; from another thread always True.
+
+        Raises:
+            MessageTooLarge: more than `write_max_payload_size` bytes.
+            ConnectionClosed: the connection is closing or closed, or `slow_consumer="close"` has just closed it.
+            WriteQueueFull: there is no room and nobody here can wait: in the hub, in another thread, or while this greenlet
+                writes a message in fragments.
+            ValueError, TypeError: data that doesn't fit the opcode.
         """
         payload = encode(opcode, data)
         self._check_size(len(payload))
-        deflate = self._protocol.rules.deflate
-        if deflate is not None and deflate.is_wanted(len(payload), None):
-            opcode = opcode | RSV1
+        opcode = self._to_be(opcode, len(payload), compress)
         if thread_id() != self._service.thread:
             self._queue_from_thread(opcode, payload, callback, None)
             return True
         return self._queue_or_drop(opcode, payload, callback, None)
 
-    def writev_async(self, opcode: int, *parts: Data, callback: Callback | None = None) -> bool:
+    def writev_async(
+        self, opcode: int, *parts: Data, callback: Callback | None = None, compress: bool | None = None
+    ) -> bool:
         """Queue one message made of several parts; see `write_async`."""
-        return self.write_async(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]), callback)
+        return self.write_async(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]), callback, compress)
 
     def submit(self, function: Callable[[], object]) -> None:
         """Run `function()` in a greenlet when everything written before has been sent; not at all if that fails."""
@@ -85,11 +102,15 @@ class MessageQueue(FrameOutput):
             ConnectionClosed, MessageTooLarge, WriteQueueFull: as `write_async`.
         """
         self._check_size(len(prepared.payload))
+        opcode: int = prepared.opcode
+        if self._service.is_client:
+            # 5.3: a client masks each frame with a key of its own, so it encodes and compresses it anew as well.
+            opcode = self._to_be(opcode, len(prepared.payload), prepared.compress)
         if thread_id() != self._service.thread:
-            self._queue_from_thread(prepared.opcode, prepared.payload, callback, prepared)
+            self._queue_from_thread(opcode, prepared.payload, callback, prepared)
             return QUEUED
         if self._streamed is not None or self._service.is_client or not self._may_send_directly():
-            outcome = self._queue(prepared.opcode, prepared.payload, callback, prepared, may_wait)
+            outcome = self._queue(opcode, prepared.payload, callback, prepared, may_wait)
             if callback is None:
                 self._check_open()  # the stream may just have failed, and nobody else would be told
             return outcome
@@ -111,6 +132,13 @@ class MessageQueue(FrameOutput):
             service.hub.loop.run_callback(switch, *args)
 
     # The queue
+
+    def _to_be(self, opcode: int, size: int, compress: bool | None) -> int:
+        """The opcode of a message that is to be written, with the bits that say whether it is to be compressed."""
+        deflate = self._protocol.rules.deflate
+        if deflate is None or not deflate.is_wanted(size, compress):
+            return opcode
+        return opcode | RSV1 | ALWAYS if compress else opcode | RSV1
 
     def _queue_or_drop(
         self, opcode: int, payload: bytes | bytearray | memoryview, callback: Callback | None, prepared: PreparedMessage | None
@@ -166,12 +194,12 @@ class MessageQueue(FrameOutput):
             writer.append_frame(self._encoded(prepared))
             return
         if opcode & RSV1:
-            data = self._protocol.rules.deflate.compress(payload)  # type: ignore[union-attr]  # see write_message
+            data = self._protocol.rules.deflate.compress(payload, bool(opcode & ALWAYS))  # type: ignore[union-attr]  # see _to_be
             if data is None:
                 opcode &= ~RSV1
             else:
                 payload = data
-        self._append(writer, opcode, payload, True)
+        self._append(writer, opcode & ~ALWAYS, payload, True)
 
     def _make_room(self, writer: Writer, size: int, may_wait: bool) -> Outcome:
         """Do as `slow_consumer` says: QUEUED if there may be room now, or FULL or DROPPED."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from greenlet import getcurrent
 
+from gws_gevent.broadcast import PreparedMessage
 from gws_gevent.closing import close_payload
 from gws_gevent.exceptions import GwsError, WriteQueueFull
 from gws_gevent.frames import COMPRESSED, MAX_CONTROL_PAYLOAD, CloseCode, Opcode
@@ -24,7 +25,6 @@ from .message_queue import MessageQueue
 from .payloads import Data, encode
 
 if TYPE_CHECKING:
-    from gws_gevent.broadcast import PreparedMessage
     from gws_gevent.extensions.deflate import Deflation
 
 __all__ = ["Outgoing"]
@@ -35,6 +35,7 @@ FRAGMENT_SIZE: Final = 64 * 1024
 #: On the opcode of a message that is to be written: compress it. On that of a frame: its payload is compressed.
 RSV1: Final = COMPRESSED
 TEXT: Final = Opcode.TEXT
+BINARY: Final = Opcode.BINARY
 
 
 class Outgoing(MessageQueue):
@@ -66,11 +67,11 @@ class Outgoing(MessageQueue):
         # `utf8` saves a copy of most text; the exact type is asked for because a subclass could be anything.
         payload = utf8(data) if opcode is TEXT and type(data) is str else encode(opcode, data)
         self._check_size(len(payload))
+        if thread_id() != self._service.thread:
+            self._queue_from_thread(self._to_be(opcode, len(payload), compress), encode(opcode, data), None, None)
+            return
         deflate = self._protocol.rules.deflate
         compressed = deflate is not None and deflate.is_wanted(len(payload), compress)
-        if thread_id() != self._service.thread:
-            self._queue_from_thread(opcode | RSV1 if compressed else opcode, encode(opcode, data), None, None)
-            return
         while self._streamed is not None:
             self._wait_for_streamed()
         if compressed:
@@ -78,27 +79,34 @@ class Outgoing(MessageQueue):
         else:
             self._write_frame(opcode, payload, True)
 
-    def write_text(self, text: str) -> None:
+    def write_text(self, text: str, compress: bool | None = None) -> None:
         """Write a text message; see `write_message`."""
-        self.write_message(Opcode.TEXT, text)
+        self.write_message(Opcode.TEXT, text, compress)
 
-    def write_binary(self, data: bytes | bytearray | memoryview) -> None:
+    def write_binary(self, data: bytes | bytearray | memoryview, compress: bool | None = None) -> None:
         """Write a binary message; see `write_message`."""
-        self.write_message(Opcode.BINARY, data)
+        self.write_message(Opcode.BINARY, data, compress)
 
-    def send(self, data: Data) -> None:
+    def send(self, data: Data, compress: bool | None = None) -> None:
         """Write a `str` as a text message, bytes as a binary one; see `write_message`."""
-        self.write_message(Opcode.TEXT if isinstance(data, str) else Opcode.BINARY, data)
+        if isinstance(data, str):
+            self.write_message(TEXT, data, compress)
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            self.write_message(BINARY, data, compress)
+        else:
+            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
 
-    def writev(self, opcode: int, *parts: Data) -> None:
-        """Write one message made of several parts."""
-        self.write_message(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]))
+    def writev(self, opcode: int, *parts: Data, compress: bool | None = None) -> None:
+        """Write one message made of several parts; see `write_message`."""
+        self.write_message(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]), compress)
 
     def write_prepared(self, frame: PreparedMessage) -> None:
-        """Write a message that was encoded once for many connections."""
+        """Write a message that was encoded once for many connections. Raises as `write_message`."""
+        if not isinstance(frame, PreparedMessage):
+            raise TypeError(f"write_prepared takes a PreparedMessage, not {type(frame).__name__}")
         if self._service.is_client:
             # 5.3: a client masks each frame with a key of its own.
-            self.write_message(frame.opcode, frame.payload)
+            self.write_message(frame.opcode, frame.payload, frame.compress)
             return
         self._check_size(len(frame.payload))
         if thread_id() != self._service.thread:
@@ -215,6 +223,8 @@ class Outgoing(MessageQueue):
         self._close_from_here(code, reason)
 
     def _write_control(self, opcode: int, payload: bytes) -> None:
+        if not isinstance(payload, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the payload of a control frame is bytes, not {type(payload).__name__}")
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise ValueError(f"a control frame holds at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
         if thread_id() != self._service.thread:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gws_gevent import (
+    Broadcaster,
     ClientOptions,
     Connection,
     HandshakeError,
@@ -28,12 +29,13 @@ from gws_gevent import (
     Opcode,
     PermessageDeflate,
     PreparedMessage,
+    Rooms,
     Server,
     ServerOptions,
     WriteQueueFull,
     connect,
 )
-from gws_gevent.extensions.deflate import Compression
+from gws_gevent.extensions.deflate import Compression, Deflate
 from gws_gevent.extensions.permessage_deflate import Agreement
 from gws_gevent.frames import COMPRESSED, Side
 from gws_gevent.handshake import accept_key
@@ -405,6 +407,60 @@ def test_what_is_to_be_compressed_is_compressed_though_it_gets_larger() -> None:
     frames, got = on_the_wire(write)
     assert [first for first, _ in frames] == [FIN | RSV1 | BINARY, FIN | TEXT]
     assert (unpack(frames[0][1]), got) == (b"x", [b"x", ""])
+
+
+def test_every_way_of_writing_takes_compress() -> None:
+    """Above the threshold, below it, and where compressing makes it larger."""
+
+    def write(conn: Connection) -> None:
+        for data in (PROSE, "short", "~"):
+            for compress in (None, True, False):
+                conn.send(data, compress)
+                conn.write_text(data, compress=compress)
+                conn.write_binary(data.encode(), compress=compress)
+                conn.writev(Opcode.TEXT, data, "", compress=compress)
+                conn.write_async(Opcode.TEXT, data, compress=compress)
+                conn.writev_async(Opcode.TEXT, "", data, compress=compress)
+                conn.write_prepared(PreparedMessage(Opcode.TEXT, data, compress))
+                assert Broadcaster(Opcode.TEXT, data, compress).broadcast([conn]) == {}
+                rooms.join("room", conn)
+                assert rooms.broadcast("room", Opcode.TEXT, data, compress=compress) == {}
+                thread = threading.Thread(
+                    target=lambda data=data, compress=compress: (
+                        conn.send(data, compress),
+                        conn.write_async(Opcode.TEXT, data, None, compress),
+                        conn.write_prepared(PreparedMessage(Opcode.TEXT, data, compress)),
+                    )
+                )
+                thread.start()
+                while thread.is_alive():
+                    gevent.sleep(0.001)
+                gevent.sleep(0.005)
+
+    rooms: Rooms = Rooms()
+    frames, got = on_the_wire(write)
+    assert len(got) == 9 * 12
+    assert {one if isinstance(one, str) else one.decode() for one in got} == {PROSE, "short", "~"}
+    # As the threshold says, compressed, not compressed; and the same for what is short.
+    bits = [bool(first & RSV1) for first, _ in frames]
+    assert [set(bits[at : at + 12]) for at in range(0, 108, 12)] == [{True}, {True}, {False}] + [{False}, {True}, {False}] * 2
+
+
+def test_a_client_takes_compress_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed: list[bytes] = []
+    original = Deflate.compress
+    monkeypatch.setattr(Deflate, "compress", lambda self, data, *how: compressed.append(data) or original(self, data, *how))
+    server = Recorder()
+    deflate = PermessageDeflate()
+    with paired(server, ServerOptions(permessage_deflate=deflate), None, ClientOptions(permessage_deflate=deflate)) as pair:
+        for data, compress, count in (("short", None, 0), ("short", True, 3), (PROSE, None, 3), (PROSE, False, 0)):
+            compressed.clear()
+            pair.client.write_prepared(PreparedMessage(Opcode.TEXT, data, compress))
+            assert Broadcaster(Opcode.TEXT, data, compress).broadcast([pair.client]) == {}
+            pair.client.write_async(Opcode.TEXT, data, compress=compress)
+            assert compressed == [data.encode()] * count
+        wait_until(lambda: len(server.messages) == 12)
+    assert server.messages == ["short"] * 6 + [PROSE] * 6
 
 
 def test_every_way_of_writing_compresses() -> None:

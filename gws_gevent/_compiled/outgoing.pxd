@@ -7,6 +7,7 @@ from .payloads cimport encode
 
 cdef int RSV1
 cdef object TEXT
+cdef object BINARY
 
 
 cdef class Outgoing(MessageQueue):
