@@ -20,13 +20,13 @@ from tests.support import ROOT
 LAYERS = {
     **dict.fromkeys(("exceptions", "frames", "options", "_compiled"), 0),
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
-    **dict.fromkeys(("handshake", "http_body", "http_head", "message", "partial_message", "protocol"), 2),
-    **dict.fromkeys(("proxies", "proxy_headers", "redirects", "urls"), 2),
-    **dict.fromkeys(("_fdio", "_tls_stream", "runtime", "timers", "transports"), 3),
+    **dict.fromkeys(("handshake", "http_body", "http_head", "message", "partial_message", "protocol", "protocol_rules"), 2),
+    **dict.fromkeys(("closing", "proxies", "proxy_headers", "redirects", "urls"), 2),
+    **dict.fromkeys(("_fdio", "_tls_engine", "_tls_stream", "runtime", "timers", "transports"), 3),
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
     ),
-    **dict.fromkeys(("concurrent_map", "rooms"), 4),
+    **dict.fromkeys(("concurrent_map", "frame_output", "message_queue", "payloads", "reading", "rooms"), 4),
     **dict.fromkeys(("answers", "client", "dialing", "integrations", "opening", "reconnect", "server", "upgrader"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
