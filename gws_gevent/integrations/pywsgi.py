@@ -212,8 +212,8 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
         if takeover.by is not None:
             self._connection_was_taken(takeover)
-        elif self.code == 101:
-            # The app has spoken another protocol by itself: what follows on this connection is no HTTP.
+        elif self.code == 101 or takeover.refused:
+            # 101: the app has spoken another protocol by itself, and what follows on this connection is no HTTP.
             self.close_connection = True
 
     def _connection_was_taken(self, takeover: Takeover) -> None:
@@ -256,6 +256,15 @@ def _swallow(_data: bytes) -> None:
     """What `start_response` returns once nobody listens to the app any more."""
 
 
+def is_misread(request: Request) -> bool:
+    """Tell whether pywsgi looks for the end of this request's body where others do not.
+
+    To it any transfer coding but a single "chunked" is no body at all.
+    """
+    codings = request.headers.get_all("transfer-encoding")
+    return bool(codings) and [coding.lower() for coding in codings] != ["chunked"]
+
+
 class SocketCarrier:
     """A connection of a `gevent.pywsgi.WSGIServer`: a socket of gevent's, maybe with TLS. It has no deadlines."""
 
@@ -279,7 +288,9 @@ class SocketCarrier:
                 if not piece:
                     raise Refusal(400)
                 taken += piece
-            return parse_request(reader.head)
+            request = parse_request(reader.head)
+            self.tainted = self.tainted or is_misread(request)
+            return request
         except HandshakeError:
             self.tainted = self.tainted or bool(taken)
             return None
