@@ -27,10 +27,10 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "answers", "cli", "closing", "deadlines", "dialing", "extensions", "frame_output", "http_body", "http_head", "incoming",
-    "integrations", "message", "message_queue", "opening", "outgoing", "partial_message", "payloads", "protocol",
-    "protocol_rules", "proxies", "proxy_headers", "reading", "redirects", "runtime", "service", "timers", "transports", "urls",
-    "writer",
+    "answers", "cli", "closing", "deadlines", "dialing", "extensions", "foreign", "frame_output", "http_body", "http_front",
+    "http_head", "incoming", "integrations", "message", "message_queue", "opening", "outgoing", "partial_message", "payloads",
+    "protocol", "protocol_rules", "proxies", "proxy_headers", "reading", "redirects", "runtime", "service", "socket_streams",
+    "stream_socket", "takeover", "timers", "transports", "urls", "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]
