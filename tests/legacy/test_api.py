@@ -6,14 +6,16 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ssl import PROTOCOL_TLS_CLIENT, PROTOCOL_TLS_SERVER
 from typing import Any
 
 import gevent
-import gevent.event
 import pytest
+import trustme
 from gevent import pywsgi
+from gevent.ssl import SSLContext
 
-from gws_gevent import ServerOptions, State
+from gws_gevent import Server, ServerOptions, State, WsgiSettings
 from gws_gevent.integrations.geventwebsocket import Resource, WebSocketApplication, WebSocketError, WebSocketServer, get_version
 from gws_gevent.integrations.geventwebsocket.clients import Client, Clients
 from gws_gevent.integrations.geventwebsocket.exceptions import FrameTooLargeException, ProtocolError
@@ -23,7 +25,7 @@ from gws_gevent.integrations.geventwebsocket.protocols.base import BaseProtocol
 from gws_gevent.integrations.geventwebsocket.utf8validator import Utf8Validator
 from gws_gevent.integrations.geventwebsocket.websocket import MSG_ALREADY_CLOSED, WebSocket
 from tests.legacy.client import page, websocket
-from tests.raw import Frame, RawClient, frame, request
+from tests.raw import Frame, RawClient, RawTlsClient, frame, request
 from tests.support import wait_until
 
 CLOSE = frame(8, b"\x03\xe8")
@@ -126,6 +128,8 @@ def test_options_of_a_server() -> None:
             assert client.read_close()[0] == 1009
     with pytest.raises(TypeError, match="options"):
         WebSocketServer(("127.0.0.1", 0), options={"origins": None})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="park_after"):
+        WebSocketServer(("127.0.0.1", 0), options=ServerOptions(park_after=1))
 
 
 def test_plain_requests_are_plain() -> None:
@@ -139,6 +143,32 @@ def test_plain_requests_are_plain() -> None:
             client.send(request(upgrade="h2c"), request(method="POST"))
             assert client.read_answer().body == b"False"
             assert client.read_answer().body == b"False"
+
+
+def test_tls() -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    context, server_context = SSLContext(PROTOCOL_TLS_CLIENT), SSLContext(PROTOCOL_TLS_SERVER)
+    authority.configure_trust(context)
+    authority.issue_cert("localhost", key_type=trustme.KeyType.ECDSA).configure_cert(server_context)
+    with serving(using(echo), ssl_context=server_context) as server:
+        with RawTlsClient(port_of(server), context) as client:
+            client.upgrade()
+            client.echo(b"x" * 100_000)
+            client.send(CLOSE)
+            assert client.read_close() == (1000, b"")
+            client.read_end()
+
+
+def test_a_server_of_ours_takes_the_handler_class() -> None:
+    server = Server(wsgi=Resource([("/", WebSocketApplication)]), wsgi_settings=WsgiSettings(handler_class=WebSocketHandler))
+    server.start("127.0.0.1:0")
+    with websocket(int(server.address.rpartition(":")[2]), "/") as client:
+        client.echo()
+        stopping = gevent.spawn(server.stop, 5)
+        assert client.read_close() == (1001, b"")
+        client.send(frame(8, b"\x03\xe9"))
+        client.read_end()
+    stopping.get(timeout=5)
 
 
 # The handshake that comes late
@@ -229,6 +259,51 @@ def test_two_greenlets_use_it_first() -> None:
 
     with serving(using(app)) as server, websocket(port_of(server), "/") as client:
         assert [client.read_frame().payload for _ in range(4)] == [b"one", b"two", b"three", b"\x03\xe8"]
+
+
+@pytest.mark.parametrize("thrown", [gevent.Timeout(1), gevent.GreenletExit()], ids=["timeout", "kill"])
+def test_what_is_no_exception_comes_out_of_it(thrown: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
+    def throw(ws: WebSocket) -> None:
+        ws.send("hello")
+        raise thrown
+
+    with serving(using(throw)) as server, websocket(port_of(server), "/") as client:
+        assert client.read_frame() == Frame(1, b"hello")
+        if isinstance(thrown, gevent.GreenletExit):
+            assert client.read_to_the_end() == b""
+        else:
+            assert client.read_close() == (1011, b"")
+            client.send(CLOSE)
+            client.read_end()
+
+
+def test_an_application_that_returns_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> None:
+        environ["wsgi.websocket"].send("hello")
+
+    with serving(app) as server, websocket(port_of(server), "/") as client:
+        assert client.read_frame() == Frame(1, b"hello")
+        assert client.read_close() == (1000, b"")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_connection_that_another_library_takes_is_left_alone() -> None:
+    errors: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        ws, sock = environ["wsgi.websocket"], environ["gunicorn.socket"]
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        with pytest.raises(WebSocketError) as failed:
+            ws.receive()
+        errors.append(str(failed.value))
+        assert ws.closed
+        sock.sendall(b"mine")
+        raise StopIteration
+
+    with serving(app) as server, RawClient(port_of(server)) as client:
+        client.send(request())
+        assert client.read_to_the_end() == b"HTTP/1.1 101 Switching Protocols\r\n\r\nmine"
+    assert "gunicorn.socket" in errors[0]
 
 
 def test_an_application_that_is_a_generator() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Finished, require_module, run_program, run_server_process
+from tests.support import ROOT, Finished, require_module, run_program, run_server_process
 
 pytestmark = pytest.mark.slow
 
@@ -180,8 +180,18 @@ def test_flask_socketio_takes_the_handler() -> None:
             assert client.read_frame() == Frame(1, b'431["answer",5]')
 
 
-def test_gunicorn_serves_with_its_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("worker", "config"),
+    [
+        ("gws_gevent.integrations.geventwebsocket.gunicorn.workers.GeventWebSocketWorker", ""),
+        ("geventwebsocket.gunicorn.workers.GeventWebSocketWorker", INSTALL),
+        ("flask_sockets.worker", INSTALL),
+    ],
+    ids=["ours", "by the old name", "by the name of Flask-Sockets"],
+)
+def test_gunicorn_serves_with_its_worker(tmp_path: Path, worker: str, config: str) -> None:
     require_module("gunicorn")
+    (tmp_path / "gunicorn.conf.py").write_text(config)
     from tests.legacy.client import page, websocket
     from tests.raw import frame
 
@@ -198,10 +208,9 @@ def test_gunicorn_serves_with_its_worker(tmp_path: Path) -> None:
         "        ws.send(message)\n"
     )
     access = tmp_path / "access"
-    worker = "gws_gevent.integrations.geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
     options = ["-k", worker, "-b", "127.0.0.1:0", "--access-logfile", str(access), "--access-logformat", "%(m)s %(U)s %(s)s"]
-    args = ["-m", "gunicorn", *options, "--chdir", str(tmp_path), "--no-control-socket", "--graceful-timeout", "5", "old_app:app"]
-    with run_server_process(args) as server:
+    args = ["-m", "gunicorn", *options, "--no-control-socket", "--graceful-timeout", "5", "old_app:app"]
+    with run_server_process(args, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) as server:
         port = int(server.address.rpartition(":")[2].rstrip("/"))
         assert page(port, "/page").body == b"a page"
         with websocket(port, "/ws") as closed, websocket(port, "/open") as client:

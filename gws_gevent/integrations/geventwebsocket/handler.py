@@ -15,20 +15,28 @@ from greenlet import GreenletExit
 
 from gws_gevent.exceptions import Refusal
 from gws_gevent.frames import CloseCode
+from gws_gevent.handler import refuse_parking
 from gws_gevent.handshake import judge_upgrade
 from gws_gevent.integrations.geventwebsocket.clients import Client, Clients
 from gws_gevent.integrations.geventwebsocket.logging import create_logger
 from gws_gevent.integrations.geventwebsocket.routing import let_plain_routes_match
 from gws_gevent.integrations.geventwebsocket.websocket import MSG_ALREADY_CLOSED, WebSocket, WebSocketError
 from gws_gevent.integrations.pywsgi import WSGIHandler
-from gws_gevent.options import ServerOptions
+from gws_gevent.options import ServerOptions, options_or_default
 from gws_gevent.takeover import Answer, Takeover
 from gws_gevent.upgrader import Upgrader
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
 
-__all__ = ["Client", "WebSocketHandler"]
+__all__ = ["Client", "WebSocketHandler", "check_options"]
+
+
+def check_options(options: ServerOptions) -> ServerOptions:
+    """Return the options, if WebSockets that an application reads by itself can have them. Raises TypeError or ValueError."""
+    options = options_or_default(options, ServerOptions)
+    refuse_parking(None, options)
+    return options
 
 
 class WebSocketHandler(WSGIHandler):
@@ -75,8 +83,10 @@ class WebSocketHandler(WSGIHandler):
 
     def process_result(self) -> None:
         """Send what the application returned, or open the WebSocket that it has left to us."""
-        super().process_result()
         ws = self.websocket
+        if self.result is None and ws is not None and not self.status:
+            self.result = ()  # many an application ends with its loop over messages, and returns nothing
+        super().process_result()
         if ws is None:
             return
         if not ws.closed and not self.status:

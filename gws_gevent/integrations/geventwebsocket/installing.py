@@ -23,7 +23,7 @@ from gws_gevent.integrations.geventwebsocket import (
 )
 from gws_gevent.integrations.geventwebsocket.gunicorn import workers
 from gws_gevent.integrations.geventwebsocket.protocols import base, wamp
-from gws_gevent.options import ServerOptions, options_or_default
+from gws_gevent.options import ServerOptions
 
 __all__ = ["install"]
 
@@ -47,7 +47,7 @@ def install(options: ServerOptions | None = None) -> None:
 
     Raises:
         GwsError: gevent-websocket itself has been imported already. Nothing has changed.
-        TypeError: other options.
+        TypeError, ValueError: options that WebSockets cannot have; see WebSocketServer.
     """
     there = sys.modules.get(OLD)
     if there is not None and there is not sys.modules[NEW]:
@@ -56,7 +56,7 @@ def install(options: ServerOptions | None = None) -> None:
             "anything imports it, as engineio, flask_socketio and flask_sockets do"
         )
     if options is not None:
-        handler.WebSocketHandler.options = options_or_default(options, ServerOptions)
+        handler.WebSocketHandler.options = handler.check_options(options)
     sys.modules[OLD] = sys.modules[NEW]
     for module in MODULES:
         sys.modules[OLD + module.__name__.removeprefix(NEW)] = module

@@ -12,9 +12,9 @@ from gevent import pywsgi
 
 from gws_gevent.frames import CloseCode
 from gws_gevent.integrations.geventwebsocket.clients import Clients
-from gws_gevent.integrations.geventwebsocket.handler import WebSocketHandler
+from gws_gevent.integrations.geventwebsocket.handler import WebSocketHandler, check_options
 from gws_gevent.integrations.geventwebsocket.logging import create_logger
-from gws_gevent.options import ServerOptions, options_or_default
+from gws_gevent.options import ServerOptions
 
 __all__ = ["WebSocketServer", "WebSocketServerMixin"]
 
@@ -54,6 +54,10 @@ class WebSocketServer(WebSocketServerMixin, pywsgi.WSGIServer):  # type: ignore[
 
     All other arguments are those of WSGIServer.
 
+    Raises:
+        TypeError: other options.
+        ValueError: `park_after`, which a WebSocket that the application reads by itself cannot have.
+
     Attributes:
         clients: whose WebSockets are open, by address.
     """
@@ -66,7 +70,7 @@ class WebSocketServer(WebSocketServerMixin, pywsgi.WSGIServer):  # type: ignore[
     ) -> None:
         self.debug = debug
         self.pre_start_hook = pre_start_hook
-        self.websocket_options = options_or_default(options, ServerOptions) if options is not None else None
+        self.websocket_options = None if options is None else check_options(options)
         self.clients = Clients()
         self._logger: logging.Logger | None = None
         super().__init__(*args, **kwargs)
