@@ -13,6 +13,7 @@ import gevent
 import pytest
 import trustme
 from gevent import pywsgi
+from gevent.event import Event
 from gevent.ssl import SSLContext
 
 from gws_gevent import Server, ServerOptions, State, WsgiSettings
@@ -41,6 +42,8 @@ def serving(app: Any, **settings: Any) -> Iterator[Any]:
     try:
         yield server
         wait_until(lambda: not server.clients, what="the end of all WebSockets")
+        upgraders = vars(server).get("websocket_upgraders", {}).values()
+        wait_until(lambda: not any(upgrader.connections for upgrader in upgraders), what="the end of all connections")
     finally:
         server.stop(timeout=1)
 
@@ -253,12 +256,45 @@ def test_an_application_that_fails_after_it(capfd: pytest.CaptureFixture[str]) -
     assert "nobody's business" in capfd.readouterr().err
 
 
+def test_what_comes_glued_to_the_request() -> None:
+    with serving(using(echo)) as server, RawClient(port_of(server)) as client:
+        client.send(request(), frame(1, b"glued"))
+        assert client.read_answer().status == 101
+        assert client.read_frame() == Frame(1, b"glued")
+
+
 def test_two_greenlets_use_it_first() -> None:
     def app(ws: WebSocket) -> None:
         gevent.joinall([gevent.spawn(ws.send, text) for text in ("one", "two", "three")], raise_error=True)
 
     with serving(using(app)) as server, websocket(port_of(server), "/") as client:
         assert [client.read_frame().payload for _ in range(4)] == [b"one", b"two", b"three", b"\x03\xe8"]
+
+
+def test_an_application_that_waits_before_it_sends() -> None:
+    class Soon(WebSocketHandler):
+        open_after = 0.01
+
+    class Never(WebSocketHandler):
+        open_after = None
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        news.wait()
+        start_response("401 Unauthorized", [])
+        return []
+
+    news = Event()
+    with serving(app, handler_class=Soon) as server, websocket(port_of(server), "/") as client:
+        assert len(server.clients) == 1
+        news.set()
+        assert client.read_close() == (1000, b"")  # too late for an answer
+    news.clear()
+    with serving(app, handler_class=Never) as server, RawClient(port_of(server)) as client:
+        client.send(request())
+        with gevent.Timeout(0.05, False):
+            client.read_answer()
+        news.set()
+        assert client.read_answer().status == 401
 
 
 @pytest.mark.parametrize("thrown", [gevent.Timeout(1), gevent.GreenletExit()], ids=["timeout", "kill"])
@@ -534,6 +570,31 @@ def test_a_client_that_is_gone() -> None:
             client.reset()
         wait_until(lambda: errors)
     assert errors == ["Socket is dead"]
+
+
+@pytest.mark.parametrize(
+    ("options", "use"),
+    [
+        (ServerOptions(write_timeout=0.1), lambda ws: ws.send(bytes(16 << 20))),
+        (ServerOptions(ping_interval=0.05, ping_timeout=0.05), WebSocket.receive),
+        (ServerOptions(read_timeout=0.1), WebSocket.receive),
+        (ServerOptions(message_timeout=0.1), WebSocket.receive),
+    ],
+    ids=["takes nothing", "does not answer pings", "is silent", "does not end its message"],
+)
+def test_a_client_that_does_nothing_more_is_dropped(options: ServerOptions, use: Callable[[WebSocket], Any]) -> None:
+    seen: list[Any] = []
+
+    def app(ws: WebSocket) -> None:
+        try:
+            seen.append(use(ws))
+        except WebSocketError as error:
+            seen.append(str(error))
+
+    with serving(using(app), options=options) as server, RawClient(port_of(server), receive_buffer=4096) as client:
+        client.send(request(), frame(1, b"begun")[:-1])
+        wait_until(lambda: seen)
+    assert seen in ([None], ["Socket is dead"])
 
 
 def test_the_connection_below() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from greenlet import GreenletExit
 
 from gws_gevent.exceptions import Refusal
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Client", "WebSocketHandler", "check_options"]
 
 
+#: Upgraders that a server keeps, one for each subprotocol. An application has a few; one that makes its names of paths, any number.
+MAX_UPGRADERS = 100
+
+
 def check_options(options: ServerOptions) -> ServerOptions:
     """Return the options, if WebSockets that an application reads by itself can have them. Raises TypeError or ValueError."""
     options = options_or_default(options, ServerOptions)
@@ -50,6 +55,8 @@ class WebSocketHandler(WSGIHandler):
         options: of the WebSockets, where their server has none.
         hide_upgrade_headers: leave Upgrade and Connection out of the environ, for routers that take a WebSocket to none of
             their routes. Werkzeug's, and so Flask's, needs no such help.
+        open_after: seconds after which it is opened all the same, if the application is still running and has neither used it nor
+            answered: one that waits for news before it sends any would leave its client unconnected. None: never.
         websocket: of the request being served; None if it asks for none.
     """
 
@@ -57,9 +64,11 @@ class WebSocketHandler(WSGIHandler):
 
     options: ServerOptions = ServerOptions()
     hide_upgrade_headers = False
+    open_after: float | None = 1.0
     prevent_wsgi_call = False
     websocket: WebSocket | None = None
     _client: Client | None = None
+    _opener: gevent.Greenlet | None = None
 
     # The request
 
@@ -137,6 +146,8 @@ class WebSocketHandler(WSGIHandler):
         environ = self.environ
         self.websocket = WebSocket(environ, self, self._open)
         self._client = Client(self.client_address, self.websocket)
+        if self.open_after is not None:
+            self._opener = gevent.spawn_later(self.open_after, self._open_late, self.websocket)
         environ["wsgi.websocket"] = self.websocket
         environ["wsgi.websocket_version"] = environ["HTTP_SEC_WEBSOCKET_VERSION"]
         if self.hide_upgrade_headers:
@@ -156,9 +167,16 @@ class WebSocketHandler(WSGIHandler):
 
     # The WebSocket
 
+    def _open_late(self, ws: WebSocket) -> None:
+        try:
+            ws.accept()
+        except WebSocketError:
+            pass  # it has been answered, or nobody is there any more
+
     def _open(self) -> Connection:
         """Send the 101: the WebSocket is used for the first time."""
         assert self._client is not None
+        self._need_no_opener()
         conn = self._upgrader().accept(self.environ)
         if not isinstance(getattr(self.server, "clients", None), Clients):
             self.server.clients = Clients()
@@ -175,7 +193,13 @@ class WebSocketHandler(WSGIHandler):
                 ws.close(CloseCode.INTERNAL_ERROR)
         super().handle_error(t, v, tb)
 
+    def _need_no_opener(self) -> None:
+        opener, self._opener = self._opener, None
+        if opener is not None and opener is not gevent.getcurrent():
+            opener.kill(block=False)
+
     def _leave(self) -> None:
+        self._need_no_opener()
         ws, client, self.websocket, self._client = self.websocket, self._client, None, None
         if ws is None or client is None:
             return
@@ -195,6 +219,8 @@ class WebSocketHandler(WSGIHandler):
         upgraders: dict[Any, Upgrader] = self.server.__dict__.setdefault("websocket_upgraders", {})
         key = type(self), self._app_protocol()
         if key not in upgraders:
+            if len(upgraders) >= MAX_UPGRADERS:
+                upgraders.clear()  # connections keep what they need of theirs
             upgraders[key] = Upgrader(options=self._options())
         return upgraders[key]
 
