@@ -24,7 +24,7 @@ from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import parse_request, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
-from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler
+from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler, is_misread
 from gws_gevent.opening import TO_APP
 from gws_gevent.options import WsgiSettings
 from gws_gevent.stream_socket import Intake, StreamSocket, TakenSocket, as_socket_error
@@ -167,6 +167,7 @@ class Visit:
                         return False
                     raise Refusal(400)
             self.request = parse_request(reader.head)
+            self.tainted = self.tainted or is_misread(self.request)
             self._head, self.behind = reader.head, reader.rest
         except HandshakeError as error:
             if isinstance(error, Refusal) and error.status == 431:
@@ -210,6 +211,7 @@ class Visit:
     def ask_app(self) -> EventHandler | None:
         """Serve one request: TO_APP: read the next; the handler that the connection is upgraded for; None: it has ended."""
         handler = self._handler or self._make_handler()
+        handler.client_address = self._remote or self.conn.stream.info("peername")
         self._intake.put_back(self._head + self.behind)
         self._head = self.behind = b""
         handler.time_start, handler.time_finish = time.time(), 0
@@ -225,9 +227,8 @@ class Visit:
         self._socket = StreamSocket(self.conn.stream, self._send)
         self._intake = Intake(self._receive, self._socket)
         self.reader = io.BufferedReader(self._intake)
-        address = self._remote or self.conn.stream.info("peername")
         server = self.front.server
-        handler: WSGIHandler = server.handler_class(self._socket, address, server, self.reader)
+        handler: WSGIHandler = server.handler_class(self._socket, None, server, self.reader)
         handler.carrier = self
         self._handler = handler
         return handler

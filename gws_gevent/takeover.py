@@ -104,15 +104,17 @@ class Takeover:
         accepted: what is to be done once the app has returned.
         conn: the connection that the app reads itself.
         refusal: sent once the app has returned, whatever it answers.
+        refused: an upgrade was refused: the connection is closed, for what stands between may believe that it has become another.
     """
 
-    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "over", "refusal", "request", "socket")
+    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "over", "refusal", "refused", "request", "socket")
 
     def __init__(self, carrier: Carrier, request: Request | None) -> None:
         self.carrier = carrier
         self.request = request
         self.answered = False
         self.over = False
+        self.refused = False
         self.by: str | None = None
         self.accepted: Accepted | None = None
         self.conn: Connection | None = None
@@ -135,6 +137,7 @@ class Takeover:
 
     def refuse(self, refusal: Refusal, start_response: StartResponse | None) -> Answer:
         """Refuse the request: through `start_response`, or, where a view has none, in place of whatever it answers."""
+        self.refused = True
         if start_response is not None:
             return Answer.of(refusal)({}, start_response)
         self.by = "a refusal"

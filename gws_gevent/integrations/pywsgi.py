@@ -13,10 +13,11 @@ import errno
 import io
 import logging
 from collections.abc import Callable, MutableMapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
+from greenlet import getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal
@@ -204,8 +205,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         assert takeover is not None
         try:
             self.before_application(self.environ)
-            # A context that lives on would keep what the app puts into it, the request among it.
-            copy_context().run(pywsgi.WSGIHandler.run_application, self)
+            _throw_away_context().run(pywsgi.WSGIHandler.run_application, self)
         except StopIteration:
             if not self._connection_upgrade_requested():
                 raise
@@ -216,8 +216,8 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.application_failed(takeover, error)
         if takeover.by is not None:
             self._connection_was_taken(takeover)
-        elif self.code == 101:
-            # The app has spoken another protocol by itself: what follows on this connection is no HTTP.
+        elif self.code == 101 or takeover.refused:
+            # 101: the app has spoken another protocol by itself, and what follows on this connection is no HTTP.
             self.close_connection = True
 
     def _connection_was_taken(self, takeover: Takeover) -> None:
@@ -248,8 +248,25 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.__dict__.pop(name, None)
 
 
+def _throw_away_context() -> Context:
+    """A context for one request: one that lives on would keep what the app puts into it, the request among it.
+
+    To copy where there is none would make one for as long as the greenlet lives.
+    """
+    return Context() if getcurrent().gr_context is None else copy_context()
+
+
 def _swallow(_data: bytes) -> None:
     """What `start_response` returns once nobody listens to the app any more."""
+
+
+def is_misread(request: Request) -> bool:
+    """Tell whether pywsgi looks for the end of this request's body where others do not.
+
+    To it any transfer coding but a single "chunked" is no body at all.
+    """
+    codings = request.headers.get_all("transfer-encoding")
+    return bool(codings) and [coding.lower() for coding in codings] != ["chunked"]
 
 
 class SocketCarrier:
@@ -275,7 +292,9 @@ class SocketCarrier:
                 if not piece:
                     raise Refusal(400)
                 taken += piece
-            return parse_request(reader.head)
+            request = parse_request(reader.head)
+            self.tainted = self.tainted or is_misread(request)
+            return request
         except HandshakeError:
             self.tainted = self.tainted or bool(taken)
             return None
