@@ -273,6 +273,8 @@ class ClientOptions(ConnectionOptions):
     """Bytes of status line and headers of the server's answer."""
     max_redirects: int = _count(10)
     """Redirects that one `connect` follows. 0: none, and a redirect is a HandshakeRefused."""
+    streams_per_connection: int = _count(100, least=1)
+    """WebSockets that may share one connection to a server, with transports that can carry several (quic). 1: each has its own."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)

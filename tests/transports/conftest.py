@@ -80,13 +80,14 @@ class Setting:
 
 @pytest.fixture
 def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Setting]:
-    """Return a function that sets up a transport by name: memory, tcp, tcp6, tls, unix or abstract."""
+    """Return a function that sets up a transport by name: memory, tcp, tcp6, tls, unix, abstract or quic."""
     endpoints = {
         "memory": "memory:conformance",
         "tcp": "tcp://127.0.0.1:0",
         "tcp6": "tcp://[::1]:0",
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
+        "quic": "quic://127.0.0.1:0",
         "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
 
