@@ -3,16 +3,16 @@
 Belongs here: control datagrams, cookies. Does not belong here: who sends them when (kcp_server.py, kcp_client.py).
 
     client                                        server
-    HELLO   (64 bytes, padded)        ->
-                                      <-   COOKIE (40)     conversation number, cookie; the server keeps nothing
-    START   (40, with the cookie)     ->                   the cookie is right: there is a session
-                                      <-   ACCEPT (40)     or REFUSE (24): see `Code`
+    HELLO   (68 bytes, padded)        ->
+                                      <-   COOKIE (44)     conversation number, cookie; the server keeps nothing
+    START   (44, with the cookie)     ->                   the cookie is right: there is a session
+                                      <-   ACCEPT (44)     or REFUSE (28): see `Code`
     KCP from here on, both ways
-                                      <->  RESET  (24)     at the end, see `Code`
+                                      <->  RESET  (28)     at the end, see `Code`
 
 All begin with the conversation number, as KCP does, so that the session is found in the same way, and the fifth byte tells them
-apart from KCP's commands. With a shared key each of them is 16 bytes longer and ends with HMAC-SHA256 under that key, cut to
-16 bytes: who does not have the key gets no answer at all, not even a cookie.
+apart from KCP's commands. Their last four bytes are a check sum. With a shared key their last 16 bytes are HMAC-SHA256 under that
+key, cut, instead: who does not have the key gets no answer at all, not even a cookie.
 
 A cookie is HMAC-SHA256, cut, over the client's address, conversation number, nonce and the time, under a key that only this server
 process has. It is good for `COOKIE_LIFE` seconds.
@@ -24,12 +24,14 @@ import hmac
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 __all__ = ["COOKIE_LIFE", "NONCE", "Code", "Control", "Controls", "Cookies", "Kind"]
 
-#: Bytes of a nonce, of a cookie, of the tag under a shared key.
+#: Bytes of a nonce, of a cookie, of the tag under a shared key, of the check sum.
 NONCE: Final = 16
 _TAG: Final = 16
+_SUM: Final = 4
 _COOKIE: Final = 16
 #: Seconds.
 COOKIE_LIFE: Final = 10
@@ -103,7 +105,7 @@ class Controls:
         """Return the datagram."""
         head = bytes((control.kind, _VERSION, self._key is not None, control.code))
         data = (control.conv + head + control.nonce + control.extra).ljust(_SIZES[control.kind], b"\0")
-        return data if self._key is None else data + self._tag(data)
+        return data + self._tag(data)
 
     def read(self, data: bytes) -> Control | None:
         """Return what a datagram says; None if it is no control datagram, or not from somebody who has the key."""
@@ -112,15 +114,17 @@ class Controls:
         except (IndexError, ValueError):
             return None
         size = _SIZES[kind]
-        if len(data) != size + (_TAG if self._key is not None else 0) or data[5] != _VERSION or data[6] != (self._key is not None):
+        is_tagged = self._key is not None
+        if len(data) != size + (_TAG if is_tagged else _SUM) or data[5] != _VERSION or data[6] != is_tagged:
             return None
-        if self._key is not None and not hmac.compare_digest(data[size:], self._tag(data[:size])):
+        if not hmac.compare_digest(data[size:], self._tag(data[:size])):
             return None
         extra = b"" if kind is Kind.HELLO else data[_HEAD:size]
         return Control(kind, data[:4], data[8:_HEAD], extra, data[7])
 
     def _tag(self, data: bytes) -> bytes:
-        assert self._key is not None
+        if self._key is None:
+            return crc32(data).to_bytes(_SUM, "little")
         return hmac.digest(self._key, data, "sha256")[:_TAG]
 
 
