@@ -56,7 +56,7 @@ SERVER_ONLY: dict[str, Any] = {
     "keep_request": False,
     "max_connections": None,
 }
-CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
+CLIENT_ONLY: dict[str, Any] = {"headers": {}, "transport_params": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
 FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
 
 EACH_FIELD = [(cls, name) for cls, defaults in FIELDS.items() for name in defaults]
