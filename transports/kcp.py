@@ -23,6 +23,7 @@ from greenlet import greenlet
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
 from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, Listener, ListenSettings, Stream
 from gws_gevent.transports.datagram import UdpPort, connected_port, listening_port
+from gws_gevent.transports.kcp_cipher import load_ciphers
 from gws_gevent.transports.kcp_client import KcpClient
 from gws_gevent.transports.kcp_core import MakeCore, find_core
 from gws_gevent.transports.kcp_params import KcpParams, client_params, server_params
@@ -145,6 +146,8 @@ def _shown(endpoint: Endpoint) -> str:
 
 
 def _core_of(params: KcpParams) -> MakeCore:
+    if params.key is not None:
+        load_ciphers()  # said now, and not when the first session begins
     try:
         return find_core(params.core)
     except ImportError as error:

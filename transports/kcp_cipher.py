@@ -27,7 +27,7 @@ from zlib import crc32
 
 from gws_gevent.exceptions import MissingExtra
 
-__all__ = ["CIPHERS", "KEY_SIZE", "SEALED", "Bare", "Seal", "Sealed", "Summed", "parse_key"]
+__all__ = ["CIPHERS", "KEY_SIZE", "SEALED", "Bare", "Seal", "Sealed", "Summed", "load_ciphers", "parse_key"]
 
 #: Classes of `cryptography.hazmat.primitives.ciphers.aead`, by the names of endpoints.
 CIPHERS: Final = {"aes-256-gcm": "AESGCM", "chacha20-poly1305": "ChaCha20Poly1305"}
@@ -185,7 +185,7 @@ class _Key:
     def __init__(self, secret: bytes, cipher: str, epoch: int) -> None:
         self._secret = secret
         self._cipher = cipher
-        self._aead = getattr(_library(), CIPHERS[cipher])(secret)
+        self._aead = getattr(load_ciphers(), CIPHERS[cipher])(secret)
         self.epoch = epoch
 
     def next(self) -> _Key:
@@ -212,7 +212,8 @@ def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
     return hmac.digest(hmac.digest(salt or bytes(32), secret, "sha256"), info + b"\x01", "sha256")
 
 
-def _library() -> Any:
+def load_ciphers() -> Any:
+    """Return the library's module of ciphers; a MissingExtra if it is not installed."""
     try:
         from cryptography.hazmat.primitives.ciphers import aead
     except ImportError as error:
