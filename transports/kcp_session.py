@@ -37,11 +37,15 @@ CLOSED_WINDOW: Final = 0.1
 STOCK_ABORT: Final = 2.0
 #: Bytes that go to an address for each byte from it, until the peer has shown that it gets them (RFC 9000 section 8.1).
 AMPLIFICATION: Final = 3
+#: Bytes of that which are kept for questions, and seconds between two: each answer allows more than it has cost.
+_FOR_QUESTIONS: Final = 2 * HEADER
+_QUESTION_DELAY: Final = 0.1
 #: Times of sending that are remembered until then.
 _MAX_PROOFS: Final = 16
 #: Segments that a stock peer's window has at least: kcp-go's default.
 _STOCK_WINDOW: Final = 32
 _ACK: Final = 82  # IKCP_CMD_ACK
+_ASK: Final = 83  # IKCP_CMD_WASK
 
 
 class Watcher(Protocol):
@@ -99,10 +103,9 @@ class KcpSession(DatagramSession):
 
     __slots__ = (
         "_asked", "_clock", "_closed_at", "_core", "_credit", "_heard", "_is_shut", "_mss", "_opened", "_parts", "_progress",
-        "_proofs", "_rest", "_wait_until", "_waiting", "_was_reset", "_widest", "_wrote_end", "accept", "address", "conv", "error",
-        "has_ended",
-        "nonce", "on_end", "on_proof", "peer_ended", "seal",
-        "was_heard", "watcher",
+        "_proofs", "_rest", "_unproven_bytes", "_wait_until", "_waiting", "_wants_more", "_was_reset", "_widest", "_wrote_end",
+        "accept", "address", "conv", "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal", "was_heard",
+        "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +128,8 @@ class KcpSession(DatagramSession):
         self._waiting = 0
         self._credit: int | None = None if proven else 0
         self._proofs: list[bytes] = []
+        self._unproven_bytes = 0  # written before the peer has proven anything
+        self._wants_more = False  # there would be more to send than may be
         self._widest = _STOCK_WINDOW
         self._rest: bytes | bytearray | None = None
         self._is_shut = False  # we have told the peer that our window is closed
@@ -255,6 +260,8 @@ class KcpSession(DatagramSession):
         """There is reason to call `try_send` again after it has returned 0."""
         if self._core is None or self.error is not None or self._was_reset or self._wrote_end:
             return True
+        if self._credit is not None and not self._unproven_room():
+            return False
         room = self._parts.tuning.sndwnd - self._core.waiting()
         return room >= (self._parts.tuning.sndwnd // 4 if self._parts.tuning.stream else MAX_FRAGMENTS)
 
@@ -271,9 +278,11 @@ class KcpSession(DatagramSession):
         most = MAX_FRAGMENTS if tuning.stream else self._message_limit(core)
         room = tuning.sndwnd - core.waiting()
         sent, size = 0, len(data)
+        if self._credit is not None:
+            size = self._unproven_size(size)
         with memoryview(data) as view:
             while sent < size and room >= (1 if tuning.stream else MAX_FRAGMENTS):
-                piece = bytes(view[sent : sent + min(room, most) * self._mss])
+                piece = bytes(view[sent : min(size, sent + min(room, most) * self._mss)])
                 core.send(piece)
                 sent += len(piece)
                 room = tuning.sndwnd - core.waiting()
@@ -283,6 +292,19 @@ class KcpSession(DatagramSession):
             self._waiting = core.waiting()
             self._parts.port.touch(self)
         return sent
+
+    def _unproven_room(self) -> int:
+        """Bytes that can be written before the peer has proven anything: what is sent with them can be sent twice."""
+        assert self._credit is not None
+        return max(0, (self._credit - _FOR_QUESTIONS) // AMPLIFICATION - HEADER - self._unproven_bytes)
+
+    def _unproven_size(self, size: int) -> int:
+        taken = min(size, self._unproven_room())
+        self._unproven_bytes += taken
+        if taken < size and not self._wants_more:
+            self._wants_more = True
+            self._parts.port.touch(self)
+        return taken
 
     def _message_limit(self, core: Core) -> int:
         """Fragments of one message: a peer with a smaller window would never have all of them."""
@@ -360,16 +382,24 @@ class KcpSession(DatagramSession):
             datagrams.clear()
 
     def _put_out_some(self, datagrams: list[bytes], time: bytes) -> None:
-        """Send as much as an address gets that may be somebody else's; the rest is lost."""
+        """To a stock peer, as yet: send as much as an address gets that may be somebody else's; the rest is lost."""
         assert self._credit is not None
         for packet in datagrams:
-            datagram = self.seal.seal(packet)
-            if len(datagram) > self._credit:
+            if len(packet) > self._credit - (_FOR_QUESTIONS if packet[4] != _ASK else 0):
+                self._wants_more = True
                 return
-            self._credit -= len(datagram)
+            self._credit -= len(packet)
             if time not in self._proofs:
                 self._proofs = [*self._proofs[1 - _MAX_PROOFS :], time]
-            self._parts.port.send(datagram, self.address)
+            self._parts.port.send(packet, self.address)
+
+    def _ask_for_credit(self, now: float) -> None:
+        """Ask for the window, apart from all else that the core would put into that datagram."""
+        if self._credit is not None and self._credit >= HEADER and now - self._asked >= _QUESTION_DELAY:
+            self._asked = now
+            self._credit -= HEADER
+            window = self._parts.tuning.rcvwnd.to_bytes(2, "little")
+            self._parts.port.send(self.conv + bytes((_ASK, 0)) + window + bytes(16), self.address)
 
     def _next_deadline(self, core: Core, now: float, milliseconds: int) -> float:
         params = self._parts.params
@@ -383,6 +413,8 @@ class KcpSession(DatagramSession):
             due = min(due, self._wait_until)
         if self._credit is not None:
             due = min(due, self._opened + params.handshake_timeout)
+            if self._wants_more:
+                due = min(due, max(self._asked + _QUESTION_DELAY, now))
         # The core counts whole milliseconds: in less than one nothing is due to it.
         return max(due, now + 0.001)
 
@@ -396,6 +428,8 @@ class KcpSession(DatagramSession):
             self._end()
         elif self._credit is not None and now >= self._opened + params.handshake_timeout:
             self._fail(errno.ETIMEDOUT, f"the peer has acknowledged nothing within {params.handshake_timeout:g} seconds")
+        elif self._wants_more and self._credit is not None:
+            self._ask_for_credit(now)
         elif now - self._heard >= params.idle_timeout:
             self._fail(errno.ETIMEDOUT, f"nothing has come for {params.idle_timeout:g} seconds")
         elif self._waiting:

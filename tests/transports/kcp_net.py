@@ -72,11 +72,11 @@ class KcpNet:
 
     def pair(self, address: Any = CLIENT) -> tuple[KcpStream, KcpStream]:
         """Return a client's stream and the server's, both ready. A server of stock peers gets a first byte, which is read."""
+        count = len(self.accepted)
         ours = self.dial(address)
         if not ours._session.nonce:
             ours.try_send(b"!")
-        count = len(self.accepted)
-        assert count or self.run(lambda: self.accepted)
+        assert self.run(lambda: len(self.accepted) > count)
         theirs = self.accepted[-1]
         if not ours._session.nonce:
             assert self.run(lambda: theirs.try_recv_into(bytearray(1)) == 1)
