@@ -34,10 +34,10 @@ ASK_WINDOW: Final = 0.5
 #: Seconds between two looks at the core while the peer's window is closed.
 CLOSED_WINDOW: Final = 0.1
 #: Seconds that the abort of a session with a stock peer may take.
-STOCK_ABORT: Final = 2.0
+STOCK_ABORT: Final = 1.0
 #: Bytes that go to an address for each byte from it, until the peer has shown that it gets them (RFC 9000 section 8.1).
 AMPLIFICATION: Final = 3
-#: Bytes of that which are kept for questions, and seconds between two: each answer allows more than it has cost.
+#: Bytes of that which are kept for questions, and seconds until the next if none is answered: an answer allows more than it costs.
 _FOR_QUESTIONS: Final = 2 * HEADER
 _QUESTION_DELAY: Final = 0.1
 #: Times of sending that are remembered until then.
@@ -169,6 +169,8 @@ class KcpSession(DatagramSession):
         self._waiting = waiting
         if self._credit is not None:
             self._credit += AMPLIFICATION * len(data)
+            if self._wants_more:
+                self._asked = 0.0  # that was an answer: ask on
             if self._proofs and self._proves(packet):
                 self._proven()
         self._parts.port.touch(self)
