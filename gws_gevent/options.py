@@ -275,11 +275,14 @@ class ClientOptions(ConnectionOptions):
     """Redirects that one `connect` follows. 0: none, and a redirect is a HandshakeRefused."""
     streams_per_connection: int = _count(100, least=1)
     """WebSockets that may share one connection to a server, with transports that can carry several (quic). 1: each has its own."""
+    transport_params: Mapping[str, str | float] = field(default_factory=dict)
+    """Parameters of the transport, as they stand behind the `?` of an endpoint: `{"mode": "fast", "mtu": 1200}` for ws+kcp."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
         self._check_own_window("client")
         self._normalise("headers", _check_headers("headers", self.headers))
+        self._normalise("transport_params", _check_params(self.transport_params))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,6 +347,15 @@ def _check_headers(name: str, value: Any) -> dict[str, str]:
         if not isinstance(text, str) or not _FIELD_VALUE.fullmatch(text):
             raise ValueError(f"{name}: not a header value for {key}: {text!r}")
     return dict(value)
+
+
+def _check_params(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"transport_params: must be a mapping of names to values, not {value!r}")
+    for key, given in value.items():
+        if not isinstance(key, str) or not isinstance(given, str | int | float) or isinstance(given, bool):
+            raise ValueError(f"transport_params: each must be a name and a text or number, not {key!r}: {given!r}")
+    return {key: str(given) for key, given in value.items()}
 
 
 def _check_origins(value: Any) -> tuple[str | re.Pattern[str], ...]:

@@ -53,7 +53,8 @@ OWN_LIBRARY = {
     "extensions": {"isal", "zlib_ng"},
     "transports.quic": {"aioquic"},
     "transports.h3": {"aioquic"},
-    "transports.kcp": {"kcp"},
+    "transports.kcp_core": {"kcp", "siokcp"},
+    "transports.kcp_cipher": {"cryptography"},
     "integrations": {"engineio", "flask", "flask_sock", "geventwebsocket", "gunicorn", "locust", "simple_websocket"},
     "cli": {"rich"},
 }

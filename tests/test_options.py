@@ -61,6 +61,7 @@ SERVER_ONLY: dict[str, Any] = {
 }
 CLIENT_ONLY: dict[str, Any] = {
     "headers": {},
+    "transport_params": {},
     "max_redirects": 10,
     "max_response_head": 64 * KiB,
     "streams_per_connection": 100,

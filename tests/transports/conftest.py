@@ -88,6 +88,7 @@ def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Settin
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
         "quic": "quic://127.0.0.1:0",
+        "kcp": "kcp://127.0.0.1:0",
         "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
 
