@@ -37,6 +37,7 @@ _BUILT_IN: Final = {
     "memory": _BuiltIn("gws_gevent.transports.memory"),
     "quic": _BuiltIn("gws_gevent.transports.quic", "quic"),
     "kcp": _BuiltIn("gws_gevent.transports.kcp", "kcp"),
+    "h3": _BuiltIn("gws_gevent.transports.h3", "quic"),
 }
 
 #: Transports registered in code: the one thing here that changes.
