@@ -208,7 +208,7 @@ def test_stop_says_going_away(serve: Any) -> None:
         wait_until(lambda: len(place.server.connections) == 3)
         place.server.stop()
         wait_until(lambda: len(other.infos) == 3)
-    assert [info.received.code for info in other.infos] == [1001] * 3
+    assert [info.code for info in other.infos] == [1001] * 3
     assert all(info.clean for info in handler.infos)
 
 
