@@ -20,7 +20,7 @@ from gws_gevent import ClientOptions, Connection, HandshakeRefused, TransportErr
 from gws_gevent.transports.tls_contexts import client_context
 from tests.pairs import Recorder
 from tests.peers.programs import accepts, browser, connect_from, nginx, running
-from tests.support import ROOT, ServerProcess, free_port, run_program, run_server_process, wait_until
+from tests.support import ROOT, ServerProcess, free_port, require_installed, run_program, run_server_process, wait_until
 
 EXAMPLES = ROOT / "examples"
 ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -185,6 +185,15 @@ def test_tls(tmp_path: Path) -> None:
             echoes(old)
         with pytest.raises(TransportError):
             dial("old.example")
+
+
+def test_a_load_test_with_locust() -> None:
+    require_installed("locust")
+    with example("echo_handler.py", "127.0.0.1:0") as server:
+        args = [sys.executable, str(EXAMPLES / "load_test.py"), "--host", url(server, "").rstrip("/"), "--users", "5"]
+        finished = run_program([*args, "--seconds", "1"], env=ENV, timeout=60)
+    assert finished.status == 0, finished.errors
+    assert "WS CALL  hello" in finished.errors
 
 
 @pytest.mark.peer
