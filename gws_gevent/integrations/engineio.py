@@ -18,9 +18,10 @@ import gevent
 from gevent.event import Event
 from gevent.queue import JoinableQueue
 
-from gws_gevent.exceptions import ConnectionClosed, MessageTooLarge, MissingExtra
+from gws_gevent.exceptions import ConnectionClosed, MessageTooLarge, MissingExtra, Refusal
 from gws_gevent.frames import CloseCode
 from gws_gevent.options import MiB, ServerOptions, options_or_default
+from gws_gevent.takeover import Answer
 from gws_gevent.upgrader import Upgrader
 
 try:
@@ -90,10 +91,10 @@ def install(server: Any, options: ServerOptions | None = None, *, queue_size: in
 
 def _engine(server: Any) -> Any:
     """The engineio.Server in what was given."""
-    server = _socketio_of(server)
-    if server is None:
+    inner = _socketio_of(server)
+    if inner is None and server is not None:
         raise ValueError("this SocketIO has no app yet: call init_app(app) first")
-    eio = getattr(server, "eio", server)
+    eio = getattr(inner, "eio", inner)
     if not isinstance(eio, engineio.Server) or eio.is_asyncio_based():
         raise TypeError(f"an engineio.Server, a socketio.Server or a Flask-SocketIO SocketIO is needed, not {server!r}")
     return eio
@@ -128,11 +129,14 @@ class WebSocket:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer 101 and run the handler until it is done with the connection."""
+        try:
+            self._conn = self._upgrader.accept(environ, start_response)
+        except Refusal as refusal:
+            return iter(Answer.of(refusal))  # start_response has been called; a list would be taken for packets
         queue = getattr(getattr(self._handler, "__self__", None), "queue", None)
-        with self._upgrader.accept(environ, start_response) as conn:
-            self._conn = conn
-            if isinstance(queue, PacketQueue):
-                queue.on_overflow = self._give_up
+        if isinstance(queue, PacketQueue):
+            queue.on_overflow = self._give_up
+        with self._conn:
             return self._handler(self)
 
     def wait(self) -> str | bytes | None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gevent.lock import BoundedSemaphore
 
 from gws_gevent.exceptions import ConnectionClosed as OurConnectionClosed
-from gws_gevent.exceptions import MissingExtra
+from gws_gevent.exceptions import MissingExtra, Refusal
 from gws_gevent.frames import CloseCode, State
 from gws_gevent.options import MiB, ServerOptions
+from gws_gevent.takeover import Answer
 from gws_gevent.upgrader import Upgrader
 
 try:
@@ -112,10 +113,14 @@ class Sock:
         return place
 
 
-def _serve(function: Callable[..., Any], args: tuple[Any, ...], variables: dict[str, Any]) -> Response:
+def _serve(function: Callable[..., Any], args: tuple[Any, ...], variables: dict[str, Any]) -> Any:
     """Take the connection of the current request, and run the route on it."""
     environ = request.environ
-    with _upgrader().accept(environ) as conn:
+    try:
+        conn = _upgrader().accept(environ)
+    except Refusal as refusal:
+        return Answer.of(refusal)
+    with conn:
         try:
             function(WebSocket(conn, environ), *args, **variables)
         except ConnectionClosed:
