@@ -108,3 +108,9 @@ def test_locust_is_asked_for_in_one_sentence(tmp_path: Any) -> None:
 def test_what_it_exports_is_there() -> None:
     code = "import gws_gevent.integrations.locust as module; print(all(hasattr(module, name) for name in module.__all__))"
     assert run_program([sys.executable, "-W", "ignore", "-c", code]).output == "True\n"
+
+
+def test_the_page_shows_the_example() -> None:
+    page = (ROOT / "docs" / "frameworks.md").read_text()
+    shown = page[page.index("class Talker") :].partition("```")[0].strip()
+    assert shown in (ROOT / "examples" / "load_test.py").read_text()
