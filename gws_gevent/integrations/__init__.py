@@ -1,1 +1,1 @@
-"""Where other frameworks and servers plug in: one module each, which needs that package and nothing else of this folder."""
+"""Plugs into other people's servers and frameworks, one module each. Import the one you need."""
