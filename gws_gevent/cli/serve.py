@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from operator import attrgetter
@@ -30,6 +31,7 @@ from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.options import ServerOptions
 from gws_gevent.server import Server
 from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+from gws_gevent.watchdog import Watchdog
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -89,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long connections have for the closing handshake when the server stops (default 5)",
     )
+    add(
+        "--watchdog",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="log, with the stack, what keeps the server from everything else for so long (default: off; it slows a little)",
+    )
     parser.epilog = _EPILOG.format(options=describe_options())
 
 
@@ -124,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
             print("serving on", *server.addresses, flush=True)
         if args.handler is None:
             _show_the_page(server.addresses)
-        stopping.wait()
+        with Watchdog(args.watchdog) if args.watchdog is not None else nullcontext():
+            stopping.wait()
     finally:
         for watcher in watchers:
             watcher.cancel()  # from here on a signal does what it does to any program
