@@ -55,6 +55,7 @@ SERVER_ONLY: dict[str, Any] = {
     "response_headers": {},
     "keep_request": False,
     "max_connections": None,
+    "context_vars": (),
 }
 CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
 FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
