@@ -62,8 +62,8 @@ class SocketStream(PollableStream):
     """
 
     __slots__ = (
-        "_borrowed", "_closed", "_counts", "_drained", "_hub", "_notify_watcher", "_on_readable", "_peer", "_pid", "_read_watcher", "_reader",
-        "_socket", "_write_watcher", "_writer",
+        "_borrowed", "_closed", "_counts", "_drained", "_hub", "_notify_watcher", "_on_readable", "_peer", "_pid", "_read_watcher",
+        "_reader", "_socket", "_write_watcher", "_writer",
     )  # fmt: skip
 
     def __init__(self, descriptor: int, family: int) -> None:

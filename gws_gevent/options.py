@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 if TYPE_CHECKING:
     from gws_gevent.handshake import Request
 
-__all__ = ["ClientOptions", "PermessageDeflate", "ServerOptions"]
+__all__ = ["ClientOptions", "PermessageDeflate", "ServerOptions", "WsgiSettings"]
 
 Options = TypeVar("Options", bound="ConnectionOptions")
 
@@ -244,6 +244,15 @@ class ServerOptions(ConnectionOptions):
     context_vars: Sequence[ContextVar[Any] | str] = ()
     """Context variables, or their names, whose values go from a WSGI app that upgrades its request to the connection's greenlet.
     All others end with the request."""
+    keep_alive_timeout: float | None = _seconds(75.0, optional=True)
+    """Beside a WSGI app: seconds that a connection may wait for its next request. None: for ever."""
+    body_timeout: float | None = _seconds(30.0, optional=True)
+    """Beside a WSGI app: seconds that it may wait for a request's body in all, and one more for each KiB that has come; then the
+    connection is dropped. None: for ever."""
+    max_request_body: int | None = field(
+        default=1 * GiB, metadata={"check": _check_count, "least": 0, "unit": "bytes", "optional": True}
+    )
+    """Beside a WSGI app: bytes of a request's body; 413, or 400 where it is sent in chunks, above it. None: no bound."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
@@ -274,6 +283,20 @@ class ClientOptions(ConnectionOptions):
         ConnectionOptions.__post_init__(self)
         self._check_own_window("client")
         self._normalise("headers", _check_headers("headers", self.headers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WsgiSettings:
+    """How the WSGI app of a Server is served, beside what ServerOptions says."""
+
+    log: Any = field(default_factory=lambda: logging.getLogger("gws_gevent.access"))
+    """Access log: a Logger, told at INFO; something with `write`, such as sys.stderr; None: nowhere."""
+    error_log: Any = field(default_factory=lambda: logging.getLogger("gws_gevent.wsgi"))
+    """`wsgi.errors`, and complaints about malformed requests: a Logger, told at ERROR; something with `write`; None: nowhere."""
+    environ: Mapping[str, Any] = field(default_factory=dict)
+    """What stands in every environ, in place of ours where the key is the same."""
+    handler_class: type[Any] | None = None
+    """Serves each connection: a subclass of integrations.pywsgi.WSGIHandler. None: that class."""
 
 
 def options_or_default(options: Options | None, kind: type[Options]) -> Options:

@@ -21,8 +21,8 @@ from gws_gevent.frames import CloseCode
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import Response
 from gws_gevent.http_head import Request
-from gws_gevent.opening import ServerService
-from gws_gevent.options import ServerOptions, options_or_default
+from gws_gevent.opening import Front, ServerService
+from gws_gevent.options import ServerOptions, WsgiSettings, options_or_default
 from gws_gevent.transports.base import Endpoint, EndpointLike, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.registry import listen, listen_on_socket
 
@@ -42,13 +42,16 @@ class Server:
     """Serves WebSocket connections on any number of endpoints, one greenlet each.
 
     Args:
-        handler: an EventHandler, or a function that takes a connection. None needs `on_request`.
+        handler: an EventHandler, or a function that takes a connection. None needs `on_request` or `wsgi`.
         options: see ServerOptions.
         on_request: instead of a handler; called with each Request. It returns a handler to upgrade with, a Response to answer
             with, or None for 404. A Refusal may be returned or raised; any other answer or exception is logged and answered 500.
+            Beside a WSGI app it is called with requests that ask for WebSocket only, and None leaves one to the app.
+        wsgi: a WSGI app. It gets every request that does not ask for WebSocket, and without a handler and `on_request` those too.
+        wsgi_settings: see WsgiSettings.
 
     Raises:
-        TypeError: an argument of another kind; no handler and no on_request, or both.
+        TypeError: an argument of another kind; no handler, no on_request and no app; both of the first two.
         ValueError: `park_after` with a function.
     """
 
@@ -57,18 +60,24 @@ class Server:
         handler: EventHandler | Callable[[Connection], object] | None = None,
         options: ServerOptions | None = None,
         on_request: Callable[[Request], EventHandler | Callable[[Connection], object] | Response | None] | None = None,
+        wsgi: Callable[..., Any] | None = None,
+        wsgi_settings: WsgiSettings | None = None,
     ) -> None:
-        if handler is None and on_request is None:
-            raise TypeError("a server needs a handler, or on_request")
+        if handler is None and on_request is None and wsgi is None:
+            raise TypeError("a server needs a handler, on_request, or a WSGI app")
         if handler is not None and on_request is not None:
             raise TypeError("give a handler or on_request, not both: on_request returns the handler")
         if on_request is not None and not callable(on_request):
             raise TypeError(f"on_request is a function that takes a Request, not {on_request!r}")
+        if wsgi is not None and not callable(wsgi):
+            raise TypeError(f"a WSGI app is called with an environ and start_response; this is none: {wsgi!r}")
         self.options = options_or_default(options, ServerOptions)
         self._handler = as_handler(handler) if handler is not None else None
         if self._handler is not None:
             refuse_parking(self._handler, self.options)
         self._on_request = on_request
+        self._wsgi = wsgi
+        self._wsgi_settings = wsgi_settings
         self._listeners: list[Listener] = []
         self._service: ServerService | None = None
         self._stopped = Event()
@@ -121,7 +130,8 @@ class Server:
 
     def _start(self, listeners: list[Listener]) -> None:
         if self._service is None or self._service.stopping:
-            self._service = ServerService(self._handler, self.options, self._on_request, self._tell)
+            front = self._make_front() if self._wsgi is not None else None
+            self._service = ServerService(self._handler, self.options, self._on_request, self._tell, front)
             self._stopped.clear()
         on_stream = Acceptor(self._service)
         started: list[Listener] = []
@@ -134,6 +144,12 @@ class Server:
                 listener.close()
             raise
         self._listeners += started
+
+    def _make_front(self) -> Front:
+        # Who serves no app needs no WSGI server.
+        from gws_gevent.http_front import HttpFront
+
+        return HttpFront(self._wsgi, self._wsgi_settings or WsgiSettings())
 
     def _tell(self, stream: Stream | None, error: Exception) -> None:
         self.on_error(stream, error)

@@ -41,7 +41,12 @@ class Service:
         spare_writers: writers of connections that have nothing to send.
     """
 
-    def __init__(self, side: Side, options: ConnectionOptions) -> None:
+    def __init__(self, side: Side, options: ConnectionOptions, home: Service | None = None) -> None:
+        """Make one.
+
+        Args:
+            home: whose connections these are as well: both have one set of them.
+        """
         self.side = side
         self.options = options
         self.runtime = runtime.current()
@@ -57,9 +62,9 @@ class Service:
         self.buffer = self.runtime.buffer
         self.thread = self.runtime.thread
         self.turn_began = 0.0
-        self.spare_writers: list[Any] = []
+        self.spare_writers: list[Any] = home.spare_writers if home is not None else []
         self._dirty: list[Outgoing] = []
-        self.connections: dict[Connection, None] = {}
+        self.connections: dict[Connection, None] = home.connections if home is not None else {}
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
         self.keep_request = False

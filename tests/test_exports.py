@@ -27,9 +27,10 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "answers", "cli", "deadlines", "dialing", "extensions", "http_body", "http_head", "incoming", "integrations", "message",
-    "opening", "outgoing", "partial_message", "patching", "protocol", "proxies", "proxy_headers", "redirects", "runtime", "service",
-    "timers", "transports", "urls", "watchdog", "writer",
+    "answers", "cli", "deadlines", "dialing", "extensions", "foreign", "http_body", "http_front", "http_head", "incoming",
+    "integrations", "message", "opening", "outgoing", "partial_message", "patching", "protocol", "proxies", "proxy_headers",
+    "redirects", "runtime", "service", "socket_streams", "stream_socket", "takeover", "timers", "transports", "urls", "watchdog",
+    "writer",
 }  # fmt: skip
 
 PUBLIC = [name for name in modules() if name and not name.startswith("_")]

@@ -28,6 +28,7 @@ LAYERS = {
     ),
     **dict.fromkeys(("concurrent_map", "rooms"), 4),
     **dict.fromkeys(("answers", "client", "dialing", "integrations", "opening", "reconnect", "server", "upgrader"), 5),
+    **dict.fromkeys(("foreign", "http_front", "socket_streams", "stream_socket", "takeover"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
 

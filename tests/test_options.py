@@ -56,6 +56,9 @@ SERVER_ONLY: dict[str, Any] = {
     "keep_request": False,
     "max_connections": None,
     "context_vars": (),
+    "keep_alive_timeout": 75,
+    "body_timeout": 30,
+    "max_request_body": GiB,
 }
 CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
 FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
