@@ -6,7 +6,8 @@ Does not belong here: serving HTTP (integrations/pywsgi.py), the rules of the ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,6 +58,7 @@ class Accepted:
     Attributes:
         service: whose connection it will be.
         session: of the connection; None: made on first use.
+        variables: context variables that the connection's greenlet is to have, with their values.
     """
 
     service: ServerService
@@ -64,6 +66,7 @@ class Accepted:
     request: Request
     session: MutableMapping[Any, Any] | None
     handler: EventHandler | None
+    variables: Sequence[tuple[ContextVar[Any], Any]] = ()
 
 
 class Answer:
@@ -161,11 +164,13 @@ class Takeover:
 
 
 def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
-    """Send the 101 and open the connection, which belongs to `accepted.service` already.
+    """Send the 101 and open the connection, which belongs to `accepted.service` already. In the connection's greenlet.
 
     Raises:
         TransportError: the stream failed.
     """
+    for variable, value in accepted.variables:
+        variable.set(value)
     options, acceptance = accepted.service.options, accepted.acceptance
     conn.allow(options.write_timeout)
     conn.stream.send_all(accept_response(acceptance, options.response_headers))

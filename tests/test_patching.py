@@ -102,6 +102,81 @@ def test_server_client_and_threads(order: str, tmp_path: Path, certificates: tup
     assert finished == (0, "done\n", ""), finished
 
 
+FLASK = """
+BEFORE
+import gws_gevent.http_front
+from gws_gevent import Server, Upgrader, WsgiSettings, connect
+AFTER
+import queue, threading
+from urllib.request import ProxyHandler, build_opener
+
+import gevent
+from flask import Flask, request
+
+app = Flask("app")
+lock, done, local = threading.Lock(), queue.Queue(), threading.local()
+
+
+def echo(conn):
+    for message in conn:
+        with lock:  # held by one greenlet at a time, and nobody waits inside
+            conn.send(f"{conn.session['name']}: {message}")
+    done.put(conn.session["name"])
+
+
+upgrader = Upgrader(echo)
+
+
+@app.route("/page")
+def page():
+    local.name = request.args["name"]
+    return f"page for {local.name}"
+
+
+@app.route("/ws", websocket=True)
+def ws():
+    return upgrader.upgrade(request.environ, session={"name": request.args["name"]})
+
+
+server = Server(wsgi=app, wsgi_settings=WsgiSettings(log=None))
+server.start("127.0.0.1:0")
+http = server.address.replace("tcp", "http")
+pages = []
+
+
+def look(name):
+    # What the standard library has for HTTP: it blocks a thread of the system, or a greenlet.
+    with build_opener(ProxyHandler({})).open(f"{http}/page?name={name}", timeout=10) as answer:
+        pages.append(answer.read().decode())
+
+
+def talk(name):
+    with connect(f"{http.replace('http', 'ws')}/ws?name={name}") as conn:
+        conn.send("hello")
+        assert conn.receive(timeout=10) == f"{name}: hello"
+
+
+threads = [threading.Thread(target=look, args=(name,)) for name in "abc"]
+for thread in threads:
+    thread.start()
+gevent.joinall([gevent.spawn(talk, name) for name in "abc"], raise_error=True)
+while any(thread.is_alive() for thread in threads):
+    gevent.sleep(0.005)
+assert sorted(pages) == ["page for a", "page for b", "page for c"], pages
+while done.qsize() < 3:
+    gevent.sleep(0.005)
+server.stop()
+print("done")
+"""
+
+
+@in_every_order
+def test_a_flask_app_on_the_same_port(order: str, tmp_path: Path) -> None:
+    require_module("flask")
+    finished = run_script(tmp_path, FLASK, order)
+    assert finished == (0, "done\n", ""), finished
+
+
 def test_import_patches_nothing(tmp_path: Path) -> None:
     script = """
 import gws_gevent, gws_gevent.cli, gws_gevent.patching, gws_gevent.watchdog
