@@ -13,10 +13,11 @@ import errno
 import io
 import logging
 from collections.abc import Callable, MutableMapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
+from greenlet import getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal
@@ -200,8 +201,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         assert takeover is not None
         try:
             self.before_application(self.environ)
-            # A context that lives on would keep what the app puts into it, the request among it.
-            copy_context().run(pywsgi.WSGIHandler.run_application, self)
+            _throw_away_context().run(pywsgi.WSGIHandler.run_application, self)
         except StopIteration:
             if not self._connection_upgrade_requested():
                 raise
@@ -242,6 +242,14 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.takeover.end()
         for name in ("application", "environ", "headers", "request", "result", "takeover", "wsgi_input"):
             self.__dict__.pop(name, None)
+
+
+def _throw_away_context() -> Context:
+    """A context for one request: one that lives on would keep what the app puts into it, the request among it.
+
+    To copy where there is none would make one for as long as the greenlet lives.
+    """
+    return Context() if getcurrent().gr_context is None else copy_context()
 
 
 def _swallow(_data: bytes) -> None:
