@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from gws_gevent import patching
-from tests.support import ROOT, Finished, require_module, run_program
+from tests.support import ROOT, Finished, require_module, run_program, run_server_process
 
 pytestmark = pytest.mark.slow
 
@@ -288,6 +288,16 @@ patching.patch_all(ssl=False)
     finished = run_script(tmp_path, script, "unpatched")
     assert "early (sleep)" in finished.errors
     assert "SSLContext" not in finished.errors
+
+
+@pytest.mark.parametrize("patch", [False, True], ids=["the app patches", "--patch"])
+def test_serve_says_it_of_an_app(patch: bool, tmp_path: Path) -> None:
+    (tmp_path / "early.py").write_text("import threading\nLOCK = threading.Lock()\n")
+    (tmp_path / "late.py").write_text(f"import early\n{PATCH}\n\n\ndef app(environ, start_response):\n    pass\n")
+    command = ["-m", "gws_gevent", "serve", "--bind", "127.0.0.1:0", "--wsgi", "late:app", *(["--patch"] if patch else [])]
+    with run_server_process(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) as server:
+        assert ("WARNING gws_gevent: imported before gevent patched:\n  early (LOCK)" in server.output()) is not patch
+        assert ("imported before" in server.output()) is not patch
 
 
 def test_an_unpatched_process_is_left_in_peace(caplog: pytest.LogCaptureFixture) -> None:

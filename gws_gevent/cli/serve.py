@@ -24,6 +24,7 @@ from gws_gevent.cli.loading import load_app, load_handler
 from gws_gevent.cli.option_texts import describe_options, server_options
 from gws_gevent.exceptions import EndpointError, GwsError
 from gws_gevent.options import ServerOptions
+from gws_gevent.patching import report_early_imports
 from gws_gevent.server import Server
 from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
 from gws_gevent.watchdog import Watchdog
@@ -118,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = _make_server(args, options)
+    # By an app that patches too late, or before us by what the interpreter loads at its start.
+    report_early_imports()
     has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
     stopping = Event()
     # Before the addresses are printed: whoever reads them may send a signal at once.
