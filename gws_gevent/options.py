@@ -241,6 +241,9 @@ class ServerOptions(ConnectionOptions):
     """Keep `conn.request` until the end. Off: it is freed when the connection is first read, after on_open."""
     max_connections: int | None = _count(None, least=1, optional=True)
     """Connections open at once; above it a request is answered 503 and accepting goes on. None: no bound."""
+    accept_limit: int | None = _count(None, least=1, optional=True)
+    """Connections at once, those that say nothing included, above which no more are accepted: they wait in the kernel's queue, or
+    go to another process that listens on the same socket. For TCP, TLS and Unix sockets. None: no bound."""
     context_vars: Sequence[ContextVar[Any] | str] = ()
     """Context variables, or their names, whose values go from a WSGI app that upgrades its request to the connection's greenlet.
     All others end with the request."""

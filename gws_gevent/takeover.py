@@ -107,9 +107,10 @@ class Takeover:
         accepted: what is to be done once the app has returned.
         conn: the connection that the app reads itself.
         refusal: sent once the app has returned, whatever it answers.
+        on_take: told when somebody takes the connection, before anything else happens.
     """
 
-    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "over", "refusal", "request", "socket")
+    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "on_take", "over", "refusal", "request", "socket")
 
     def __init__(self, carrier: Carrier, request: Request | None) -> None:
         self.carrier = carrier
@@ -121,6 +122,7 @@ class Takeover:
         self.conn: Connection | None = None
         self.refusal: Refusal | None = None
         self.socket: Any = None
+        self.on_take: Callable[[Takeover], object] | None = None
 
     def check_free(self, by: str) -> None:
         """Raise GwsError unless `by` may take the connection."""
@@ -135,6 +137,8 @@ class Takeover:
         """Take the connection; a GwsError if somebody has, or if the request is being answered."""
         self.check_free(by)
         self.by = by
+        if self.on_take is not None:
+            self.on_take(self)
 
     def refuse(self, refusal: Refusal, start_response: StartResponse | None) -> Answer:
         """Refuse the request: through `start_response`, or, where a view has none, in place of whatever it answers."""
@@ -160,7 +164,7 @@ class Takeover:
     def end(self) -> None:
         """The request is over: whoever still holds this has nothing any more."""
         self.over = True
-        self.accepted = self.conn = self.refusal = self.socket = None
+        self.accepted = self.conn = self.refusal = self.socket = self.on_take = None
 
 
 def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
@@ -176,3 +180,4 @@ def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
     conn.stream.send_all(accept_response(acceptance, options.response_headers))
     remote = carrier.remote(accepted.service, accepted.request)
     conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, carrier.rest())
+    accepted.service.upgraded(conn, accepted.request)

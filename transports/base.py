@@ -176,6 +176,9 @@ class Listener(ABC):
     def stop_accepting(self) -> None:
         """Accept no more. Streams that exist go on. Idempotent."""
 
+    def start_accepting(self) -> None:
+        """Accept again after `stop_accepting`; a no-op in transports that never stop for a while."""
+
     @abstractmethod
     def close(self) -> None:
         """Stop accepting and give the endpoint back (a socket file is removed). Idempotent."""
