@@ -11,6 +11,7 @@ has returned by then. So no Python frame, and little of the C stack, stays alive
 from __future__ import annotations
 
 import logging
+from contextvars import copy_context
 from typing import Any, Final
 
 import gevent
@@ -128,7 +129,10 @@ class Incoming(Reading):
     def _handle_in_pool(self, handler: Any, message: Message) -> None:
         if self._pool is None:
             self._pool = Pool(self._service.options.parallel)
-        self._pool.spawn(self._handle_one_of_many, handler, message)
+        one = gevent.Greenlet(self._handle_one_of_many, handler, message)
+        # A greenlet begins with no context variable set; this one is to find those of the connection.
+        one.gr_context = copy_context()
+        self._pool.start(one)
 
     def _handle_one_of_many(self, handler: Any, message: Message) -> None:
         try:
@@ -171,6 +175,7 @@ class Incoming(Reading):
             return False
         self._may_park = False
         self._parked = True
+        self._service.keep_context(self, self._greenlet.gr_context)
         self._greenlet = None
         self._service.runtime.greenlet_given_back()
         return True
@@ -178,7 +183,11 @@ class Incoming(Reading):
     def on_readable(self) -> None:
         """In the hub, or where a parked connection has just been ended: go on in a new greenlet."""
         self._parked = self._reading = False
-        self._service.hub.loop.run_callback(greenlet(self, self._service.hub).switch)
+        fresh = greenlet(self, self._service.hub)
+        context = self._service.take_context(self)
+        if context is not None:
+            fresh.gr_context = context
+        self._service.hub.loop.run_callback(fresh.switch)
 
     def _watch_idleness(self) -> None:
         """Park when nothing has come for `park_after` seconds, where the stream is one that can do without a greenlet."""

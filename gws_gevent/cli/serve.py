@@ -10,18 +10,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import gevent.monkey
 
 from gws_gevent.cli.demo import Demo
-from gws_gevent.cli.errors import UsageError, describe, writing_output
+from gws_gevent.cli.errors import UsageError, describe, positive_seconds, writing_output
 from gws_gevent.cli.listening import add_listening_arguments, check_certificates, listening_endpoint, tls_files, until_stopped
 from gws_gevent.cli.loading import load_app, load_handler
 from gws_gevent.cli.option_texts import describe_options, server_options
 from gws_gevent.exceptions import EndpointError, GwsError
 from gws_gevent.options import ServerOptions
+from gws_gevent.patching import report_early_imports
 from gws_gevent.server import Server
 from gws_gevent.transports.base import Endpoint, ListenSettings
+from gws_gevent.watchdog import Watchdog
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -73,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="set a server option, see below; may be repeated")
     add("--compress", action="store_true", help="compress messages where the client agrees (permessage-deflate)")
     add_listening_arguments(parser)
+    add(
+        "--watchdog",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="log, with the stack, what keeps the server from everything else for so long (default: off; it slows a little)",
+    )
     parser.epilog = _EPILOG.format(options=describe_options())
 
 
@@ -87,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = _make_server(args, options)
+    # By an app that patches too late, or before us by what the interpreter loads at its start.
+    report_early_imports()
     # Before the addresses are printed: whoever reads them may send a signal at once.
     with until_stopped(server, endpoints, settings, args.stop_timeout) as stopping:
         try:
@@ -99,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
             print("serving on", *server.addresses, flush=True)
         if args.handler is None and args.wsgi is None:
             _show_the_page(server.addresses)
-        stopping.wait()
+        with Watchdog(args.watchdog) if args.watchdog is not None else nullcontext():
+            stopping.wait()
     return 0
 
 
