@@ -29,7 +29,7 @@ from gws_gevent.exceptions import (
 from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Headers, Request, Response
-from gws_gevent.options import BridgeOptions, ClientOptions, PermessageDeflate, ServerOptions
+from gws_gevent.options import BridgeOptions, ClientOptions, PermessageDeflate, ServerOptions, WsgiSettings
 from gws_gevent.raw_bridge import RawBridge
 from gws_gevent.reconnect import Reconnect
 from gws_gevent.rooms import Rooms
@@ -90,6 +90,7 @@ __all__ = [
     "TransportError",
     "Upgrader",
     "WriteQueueFull",
+    "WsgiSettings",
     "__version__",
     "client_context",
     "connect",

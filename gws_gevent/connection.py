@@ -18,13 +18,14 @@ import gevent
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
 
+from gws_gevent.closing import next_state
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, State, Step
 from gws_gevent.handler import FunctionHandler
 
 from ._fdio import borrow_data_stack, lend_data_stack
 from .incoming import Incoming
-from .protocol import next_state
+from .protocol import Protocol
 from .service import Service
 from .writer import Writer
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptor", "Connection"]
 
+CONNECTING: Final = State.CONNECTING
 OPEN: Final = State.OPEN
 CLOSED: Final = State.CLOSED
 
@@ -237,6 +239,17 @@ class Connection(Incoming):
         self._start_clocks()
         if rest:
             self._take(self._protocol.receive(rest, 0, len(rest)), self._heard)
+
+    def move_to(self, service: Service, session: MutableMapping[Any, Any] | None) -> None:
+        """Before it is open: let another service's options hold from here on.
+
+        Args:
+            session: what `session` is; None: made on first use.
+        """
+        self._service = service
+        self._protocol = Protocol(service.rules)
+        self._protocol.state = CONNECTING
+        self._session = session
 
     def attach(self, handler: EventHandler) -> None:
         """Give an opened connection the handler that its `read_loop` will serve."""

@@ -21,8 +21,8 @@ from gws_gevent.frames import CloseCode
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import Response
 from gws_gevent.http_head import Request
-from gws_gevent.opening import ServerService
-from gws_gevent.options import ServerOptions, options_or_default
+from gws_gevent.opening import Front, ServerService
+from gws_gevent.options import ServerOptions, WsgiSettings, options_or_default
 from gws_gevent.transports.base import Endpoint, EndpointLike, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.registry import listen, listen_on_socket
 
@@ -44,13 +44,16 @@ class Server:
     """Serves WebSocket connections on any number of endpoints, one greenlet each.
 
     Args:
-        handler: an EventHandler, or a function that takes a connection. None needs `on_request`.
+        handler: an EventHandler, or a function that takes a connection. None needs `on_request` or `wsgi`.
         options: see ServerOptions.
         on_request: instead of a handler; called with each Request. It returns a handler to upgrade with, a Response to answer
             with, or None for 404. A Refusal may be returned or raised; any other answer or exception is logged and answered 500.
+            Beside a WSGI app it is called with requests that ask for WebSocket only, and None leaves one to the app.
+        wsgi: a WSGI app. It gets every request that does not ask for WebSocket, and without a handler and `on_request` those too.
+        wsgi_settings: see WsgiSettings.
 
     Raises:
-        TypeError: an argument of another kind; no handler and no on_request, or both.
+        TypeError: an argument of another kind; no handler, no on_request and no app; both of the first two.
         ValueError: `park_after` with a function.
     """
 
@@ -59,18 +62,24 @@ class Server:
         handler: EventHandler | Callable[[Connection], object] | None = None,
         options: ServerOptions | None = None,
         on_request: Callable[[Request], EventHandler | Callable[[Connection], object] | Response | None] | None = None,
+        wsgi: Callable[..., Any] | None = None,
+        wsgi_settings: WsgiSettings | None = None,
     ) -> None:
-        if handler is None and on_request is None:
-            raise TypeError("a server needs a handler, or on_request")
+        if handler is None and on_request is None and wsgi is None:
+            raise TypeError("a server needs a handler, on_request, or a WSGI app")
         if handler is not None and on_request is not None:
             raise TypeError("give a handler or on_request, not both: on_request returns the handler")
         if on_request is not None and not callable(on_request):
             raise TypeError(f"on_request is a function that takes a Request, not {on_request!r}")
+        if wsgi is not None and not callable(wsgi):
+            raise TypeError(f"a WSGI app is called with an environ and start_response; this is none: {wsgi!r}")
         self.options = options_or_default(options, ServerOptions)
         self._handler = as_handler(handler) if handler is not None else None
         if self._handler is not None:
             refuse_parking(self._handler, self.options)
         self._on_request = on_request
+        self._wsgi = wsgi
+        self._wsgi_settings = wsgi_settings
         self._listeners: list[Listener] = []
         self._service: ServerService | None = None
         self._stopped = Event()
@@ -106,8 +115,17 @@ class Server:
 
     def run_listener(self, listener: Any) -> None:
         """Serve a Listener of any transport, or a listening socket, until `stop` is called."""
-        self._start([listener if isinstance(listener, Listener) else listen_on_socket(listener, self._complete(None))])
+        self.start_listeners(listener)
         self.serve_forever()
+
+    def start_listeners(self, *listeners: Any, settings: ListenSettings | None = None) -> None:
+        """Serve Listeners of any transport, or listening sockets, and return.
+
+        Args:
+            settings: for the sockets.
+        """
+        settings = self._complete(settings)
+        self._start([one if isinstance(one, Listener) else listen_on_socket(one, settings) for one in listeners])
 
     def serve_forever(self) -> None:
         """Block until `stop` has finished; an exception thrown in, such as KeyboardInterrupt, stops the server first."""
@@ -139,7 +157,17 @@ class Server:
         self._service.alt_svc = _alternatives(self.addresses)
 
     def _new_service(self) -> ServerService:
-        return ServerService(self._handler, self.options, self._on_request, self._tell)
+        front = self._make_front() if self._wsgi is not None else None
+        service = ServerService(self._handler, self.options, self._on_request, self._tell, front)
+        service.on_upgrade = self.on_upgrade
+        service.accepting = self._accepting
+        return service
+
+    def _make_front(self) -> Front:
+        # Who serves no app needs no WSGI server.
+        from gws_gevent.http_front import HttpFront
+
+        return HttpFront(self._wsgi, self._wsgi_settings or WsgiSettings())
 
     def _tell(self, stream: Stream | None, error: Exception) -> None:
         self.on_error(stream, error)
@@ -171,6 +199,20 @@ class Server:
         """Told of what fails outside of an open connection: a failed accept (no stream), TLS, an opening handshake. Override it."""
         level = logging.ERROR if stream is None else logging.DEBUG
         (self.options.logger or logging.getLogger("gws_gevent")).log(level, "%s", error)
+
+    def on_upgrade(self, conn: Connection, request: Request) -> None:
+        """Told of each connection that has been upgraded, before its handler is. Override it. What it raises is logged.
+
+        Not of one that a library in the WSGI app speaks WebSocket on by itself.
+        """
+
+    def _accepting(self, on: bool) -> None:
+        """`accept_limit` has been reached, or there is room again."""
+        for listener in self._listeners:
+            if on:
+                listener.start_accepting()
+            else:
+                listener.stop_accepting()
 
     def reload(self) -> None:
         """Read certificate files again, for connections accepted from now on.

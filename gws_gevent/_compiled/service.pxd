@@ -1,4 +1,4 @@
-from .protocol cimport ProtocolRules
+from .protocol_rules cimport ProtocolRules
 from .timers cimport Wheel
 
 
@@ -17,6 +17,7 @@ cdef class Service:
     cdef object _ids
     cdef object _empty
     cdef dict _when_closed
+    cdef dict _contexts
     cdef readonly unsigned long thread
     cdef readonly long long buffered
     cdef readonly long long write_max_payload_size

@@ -5,6 +5,7 @@ Belongs here: what more than one test module needs to run a browser, a proxy or 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import ssl
@@ -173,11 +174,12 @@ def node_modules() -> dict[str, str]:
     """Install what package.json asks for, once, and return the environment with which node finds it."""
     require_tool("node")
     npm = require_tool("npm")
-    if not (HERE / "node_modules" / "ws" / "package.json").exists():
+    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
+    if not all((HERE / "node_modules" / name / "package.json").exists() for name in wanted):
         args = [npm, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
         finished = run_program(args, timeout=120)
         if finished.status != 0:
-            reason = f"npm could not install ws: {finished.errors[-500:]}"
+            reason = f"npm could not install {' and '.join(wanted)}: {finished.errors[-500:]}"
             if CI:
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)

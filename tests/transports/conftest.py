@@ -150,7 +150,7 @@ class HandshakenSetting(Setting):
 
 @pytest.fixture
 def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Setting]:
-    """Return a function that sets up a transport by name: memory, tcp, tcp6, tls, unix, abstract, quic or h3."""
+    """Return a function that sets up a transport by its name in `endpoints`."""
     endpoints = {
         "memory": "memory:conformance",
         "tcp": "tcp://127.0.0.1:0",
@@ -158,11 +158,16 @@ def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Settin
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
         "quic": "quic://127.0.0.1:0",
+        "kcp": "kcp://127.0.0.1:0",
+        "kcp-messages": "kcp://127.0.0.1:0?stream=0",
+        "kcp-key": f"kcp://127.0.0.1:0?key-file={tmp_path}/key",
         "h3": "h3://127.0.0.1:0",
         "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
 
     def make(name: str) -> Setting:
+        if name == "kcp-key":
+            (tmp_path / "key").write_text("ab" * 32)
         listen_settings = ListenSettings(tls=TlsFiles(certificates.cert, certificates.key))
         dial_settings = DialSettings(ssl_context=client_context(certificates.ca), server_name="localhost")
         kind = HandshakenSetting if name == "h3" else Setting

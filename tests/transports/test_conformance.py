@@ -16,7 +16,7 @@ from gws_gevent.exceptions import EndpointError
 from gws_gevent.transports import checks, registry
 from tests.support import ROOT
 
-TRANSPORTS = ["memory", "tcp", "tcp6", "tls", "unix", "abstract", "quic", "h3"]
+TRANSPORTS = ["memory", "tcp", "tcp6", "tls", "unix", "abstract", "quic", "h3", "kcp"]
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -32,7 +33,7 @@ from tests.pairs import EchoHandler, Recorder, failing_with
 from tests.raw import frame, request
 from tests.support import wait_until
 
-TRANSPORTS = ["tcp", "tls", "unix", "quic", "h3"]
+TRANSPORTS = ["tcp", "tls", "unix", "quic", "h3", "kcp", "kcp-messages", "kcp-key"]
 SIZES = [0, 1, 125, 126, 65535, 65536, 300_000]
 
 
@@ -45,16 +46,18 @@ class Place:
         endpoint = Endpoint.parse(server.address)
         scheme = {"tcp": "ws", "tls": "wss"}.get(endpoint.scheme, f"ws+{endpoint.scheme}")
         self.url = f"{scheme}:{endpoint.path}:/" if endpoint.path else f"{scheme}://{endpoint.host}:{endpoint.port}/"
+        self.params = Endpoint.parse(setting.endpoint).params if endpoint.scheme == "kcp" else {}
 
     def connect(self, handler: Any = None, **options: Any) -> Connection:
         settings = self.setting.dial_settings
         tls: dict[str, Any] = {}
         if self.url.startswith(("wss", "ws+quic", "ws+h3")):
             tls = {"ssl_context": settings.ssl_context, "server_name": settings.server_name}
-        return connect(self.url, handler, ClientOptions(**options), **tls)
+        return connect(self.url, handler, ClientOptions(transport_params=self.params, **options), **tls)
 
     def raw(self) -> Stream:
-        return registry.dialer(self.server.address, self.setting.dial_settings).dial()
+        endpoint = replace(Endpoint.parse(self.server.address), params=self.params)
+        return registry.dialer(endpoint, self.setting.dial_settings).dial()
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -160,7 +163,7 @@ def test_a_close_of_the_client_reaches_the_server(code: int, serve: Any) -> None
     handler = EchoHandler()
     with serve(handler) as place:
         place.connect().close(code, "goodbye")
-        info = handler.wait_closed()
+        info: Any = handler.wait_closed()
     assert (info.received.code, info.received.reason, info.clean) == (code, "goodbye", True)
 
 
@@ -205,7 +208,7 @@ def test_stop_says_going_away(serve: Any) -> None:
         wait_until(lambda: len(place.server.connections) == 3)
         place.server.stop()
         wait_until(lambda: len(other.infos) == 3)
-    assert [info.received.code for info in other.infos] == [1001] * 3
+    assert [info.code for info in other.infos] == [1001] * 3
     assert all(info.clean for info in handler.infos)
 
 
