@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -28,7 +27,7 @@ from gws_gevent.http_body import BodyEnd
 from gws_gevent.http_head import HeadReader
 from gws_gevent.options import BridgeOptions, options_or_default
 from gws_gevent.proxy_headers import TrustedProxies
-from gws_gevent.transports.base import DialSettings, EndpointLike, Listener, ListenSettings, Stream
+from gws_gevent.transports.base import DialSettings, EndpointLike, Listener, ListenSettings, Stream, is_encrypted
 from gws_gevent.transports.registry import dialer, listen
 
 __all__ = ["Bridge"]
@@ -39,8 +38,6 @@ LINGER_BYTES = 256 * 1024
 MAX_BEING_REFUSED = 100
 #: Seconds that `stop` waits for greenlets after it has closed their streams.
 GRACE = 1.0
-#: Transports that are encrypted without an SSLObject that could be seen.
-ENCRYPTED = frozenset({"tls", "quic", "h3"})
 
 
 class Bridge:
@@ -237,7 +234,7 @@ class _Crossing:
         """Pass the request on, and what the target answers; carry what follows if that is an upgrade."""
         bridge = self._bridge
         tell = self._options.forwarded
-        head = forwarded_head(reader.head, self.peer, _is_encrypted(self._near), bridge._trusted, tell)
+        head = forwarded_head(reader.head, self.peer, is_encrypted(self._near), bridge._trusted, tell)
         answer = self._ask(head)
         if answer.head.status != 101:
             self._pass_refusal(answer)
@@ -300,7 +297,3 @@ def _read(stream: Stream) -> bytes:
     buffer = runtime.current().buffer
     count = stream.recv_into(buffer)
     return bytes(memoryview(buffer)[:count])
-
-
-def _is_encrypted(stream: Stream) -> Any:
-    return stream.info("tls") is not None or stream.info("scheme") in ENCRYPTED

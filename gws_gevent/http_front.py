@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import io
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from gws_gevent.opening import TO_APP
 from gws_gevent.options import WsgiSettings
 from gws_gevent.stream_socket import Intake, StreamSocket, TakenSocket, as_socket_error
 from gws_gevent.takeover import Accepted, Takeover, switch
-from gws_gevent.transports.base import PollableStream
+from gws_gevent.transports.base import PollableStream, is_encrypted
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
@@ -289,8 +289,12 @@ class Visit:
         stream = self.conn.stream
         local = stream.info("sockname")
         host, port = (self.front.name_of(str(local[0])), str(local[1])) if isinstance(local, tuple) else ("", "")
-        scheme = self.service.scheme(self.request, self.peer) or ("https" if stream.info("tls") is not None else "http")
+        scheme = self.service.scheme(self.request, self.peer) or ("https" if is_encrypted(stream) else "http")
         return {"SERVER_NAME": host, "SERVER_PORT": port, "wsgi.url_scheme": scheme}
+
+    def own_headers(self) -> Mapping[str, str]:
+        """See HandlerCarrier."""
+        return self.service.own_headers(self.conn)
 
     def keep(self) -> None:
         """See HandlerCarrier: it lives on anyway."""

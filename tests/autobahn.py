@@ -43,7 +43,7 @@ GOOD_CLOSE = frozenset({"OK", "INFORMATIONAL"})
 #: Transports that need certificates.
 SECURE = ("tls", "quic", "h3")
 #: Those that no relay of ours speaks.
-BRIDGED = ("quic", "h3")
+BRIDGED = ("quic", "h3", "kcp")
 #: Seconds the whole suite may take; it takes about 8 minutes.
 SUITE_LIMIT = 1800.0
 START_LIMIT = 20.0
@@ -421,7 +421,7 @@ def main() -> None:
     what.add_argument("--ci", action="store_true", help=f"cases {CI_CASES} over TCP")
     what.add_argument("--cases", default=CI_CASES, help=f"groups, ranges or globs, as in 1-7,12.1.*,13.x.1-8; or all ({CI_CASES})")
     parser.add_argument("--side", choices=("server", "client"), default="server", help="which side of ours is tested")
-    parser.add_argument("--transport", choices=("tcp", "tls", "unix", "quic", "h3"), default="tcp")
+    parser.add_argument("--transport", choices=("tcp", "tls", "unix", *BRIDGED), default="tcp")
     parser.add_argument("--via", choices=("relay", "bridge"), help="what leads from TCP to our server's transport (relay)")
     parser.add_argument("--parallel", type=int, default=2, help="cases run at once (2)")
     parser.add_argument("--no-takeover", action="store_true", help="compress each message by itself")

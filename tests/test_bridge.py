@@ -102,7 +102,7 @@ def target(serve: Any) -> Iterator[str]:
 
 def url_of(bridge: Bridge, path: str = "/") -> str:
     scheme, _, place = bridge.addresses[0].partition(":")
-    return {"tcp": "ws", "tls": "wss"}.get(scheme, f"wss+{scheme}") + f":{place}{path}"
+    return {"tcp": "ws", "tls": "wss", "kcp": "ws+kcp"}.get(scheme, f"wss+{scheme}") + f":{place}{path}"
 
 
 def port_of(bridge: Bridge) -> int:
@@ -136,12 +136,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *((near, far) for near in ("tcp", "tls", "unix") for far in ("tcp", "tls", "unix", "memory")),
         *(("tcp", "quic"), ("quic", "unix"), ("tcp", "h3"), ("h3", "tcp"), ("h3", "h3"), ("h3", "quic"), ("quic", "h3")),
+        *(("tcp", "kcp"), ("kcp", "unix"), ("h3", "kcp")),
     ],
 )
 def test_messages_cross_between_any_two_transports(near: str, far: str, certificates: Path, tmp_path: Path) -> None:
     if "quic" in (near, far) or "h3" in (near, far):
         require_module("aioquic")
-    places = {name: f"{name}://127.0.0.1:0" for name in ("tcp", "tls", "quic", "h3")} | {"memory": "memory:behind"}
+    if "kcp" in (near, far):
+        require_module("kcp")
+    places = {name: f"{name}://127.0.0.1:0" for name in ("tcp", "tls", "quic", "h3", "kcp")} | {"memory": "memory:behind"}
     settings = ListenSettings(tls=TlsFiles(str(certificates / "cert.pem")))
     context = client_context(str(certificates / "ca.pem"))
     options = PermessageDeflate(server_context_takeover=True)

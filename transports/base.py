@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from gws_gevent.exceptions import EndpointError, TransportError
 
 __all__ = [
+    "ENCRYPTED",
     "DialSettings",
     "Dialer",
     "Endpoint",
@@ -30,6 +31,7 @@ __all__ = [
     "TlsFiles",
     "Transport",
     "as_transport_error",
+    "is_encrypted",
     "refuse_unknown_params",
 ]
 
@@ -371,6 +373,15 @@ class Transport(Protocol):
 
     def dialer(self, endpoint: Endpoint, settings: DialSettings) -> Dialer:
         """Make a Dialer; an EndpointError for an endpoint or parameter it does not know."""
+
+
+#: Transports that are always encrypted.
+ENCRYPTED: Final = frozenset({"tls", "quic", "h3"})
+
+
+def is_encrypted(stream: Stream) -> bool:
+    """Tell whether what a stream carries is encrypted by TLS, its own or QUIC's."""
+    return stream.info("scheme") in ENCRYPTED or stream.info("tls") is not None
 
 
 def refuse_unknown_params(endpoint: Endpoint, known: Collection[str] = ()) -> None:

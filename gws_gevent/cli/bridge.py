@@ -23,16 +23,13 @@ from gws_gevent.cli.listening import (
 from gws_gevent.exceptions import EndpointError, GwsError
 from gws_gevent.options import BridgeOptions
 from gws_gevent.raw_bridge import RawBridge
-from gws_gevent.transports.base import DialSettings, Endpoint, ListenSettings, TlsFiles
+from gws_gevent.transports.base import ENCRYPTED, DialSettings, Endpoint, ListenSettings, TlsFiles
 from gws_gevent.transports.tls_contexts import client_context, server_context
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
 NAME = "bridge"
 SUMMARY = "carry WebSocket connections from one transport to another, or to a TCP server"
-
-#: Transports on which a target's certificate is checked.
-SECURE_SCHEMES = frozenset({"tls", "quic", "h3"})
 
 _EPILOG = """\
 Without --raw there is a WebSocket server behind the bridge: opening handshakes are passed on, and everything behind them is
@@ -132,7 +129,7 @@ def _target(args: argparse.Namespace) -> Endpoint:
     if target.scheme not in ("unix", "memory") and (not target.host or not target.port):
         raise UsageError(f"--to {args.to}: a host and a port are needed")
     for flag in ("--to-ca", "--to-insecure", "--to-name", "--to-cert", "--to-key"):
-        if getattr(args, flag[2:].replace("-", "_")) and target.scheme not in SECURE_SCHEMES:
+        if getattr(args, flag[2:].replace("-", "_")) and target.scheme not in ENCRYPTED:
             raise UsageError(f"{flag}: {args.to} uses no TLS; did you mean --to tls://{target.host}:{target.port}?")
     if args.to_insecure and args.to_ca is not None:
         raise UsageError("--to-insecure and --to-ca exclude each other")
@@ -159,7 +156,7 @@ def _options(args: argparse.Namespace) -> BridgeOptions:
 
 
 def _dial_settings(args: argparse.Namespace, target: Endpoint) -> DialSettings:
-    if target.scheme not in SECURE_SCHEMES:
+    if target.scheme not in ENCRYPTED:
         return DialSettings()
     try:
         context: ssl.SSLContext = client_context(args.to_ca, verify=not args.to_insecure)

@@ -18,16 +18,14 @@ from gevent.event import Event
 
 from gws_gevent.cli.errors import UsageError, describe, positive_seconds, problem_of_scheme
 from gws_gevent.exceptions import GwsError
-from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+from gws_gevent.transports.base import ENCRYPTED, Endpoint, ListenSettings, TlsFiles
 
 __all__ = [
     "add_listening_arguments", "check_certificates", "listening_endpoint", "parse_endpoint", "tls_files", "until_stopped",
 ]  # fmt: skip
 
-#: Endpoints of these schemes have no use for a certificate.
-PLAIN_SCHEMES = frozenset({"tcp", "unix"})
-#: Those of these cannot do without.
-SECURE_SCHEMES = frozenset({"tls", "quic", "h3"})
+#: Endpoints of these schemes have no use for a certificate; those of the encrypted ones cannot do without.
+PLAIN_SCHEMES = frozenset({"tcp", "unix", "kcp"})
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -96,7 +94,7 @@ def check_certificates(flag: str, endpoints: Sequence[Endpoint], tls: bool) -> N
     if tls and all(endpoint.scheme in PLAIN_SCHEMES for endpoint in endpoints):
         raise UsageError(f"--cert: no endpoint uses TLS: {' '.join(map(str, endpoints))}")
     for endpoint in endpoints:
-        if endpoint.scheme in SECURE_SCHEMES and not tls and "cert" not in endpoint.params:
+        if endpoint.scheme in ENCRYPTED and not tls and "cert" not in endpoint.params:
             raise UsageError(f"{flag} {endpoint}: needs --cert, or ?cert=FILE&key=FILE behind the port")
 
 

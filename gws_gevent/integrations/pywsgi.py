@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,6 +67,9 @@ class HandlerCarrier(Carrier, Protocol):
 
     def environ(self, environ: dict[str, Any]) -> None:
         """Complete an environ with what is known of the connection."""
+
+    def own_headers(self) -> Mapping[str, str]:
+        """Headers that the server adds to what an app answers."""
 
     def keep(self) -> None:
         """The connection is to live on after the handler's end."""
@@ -177,6 +180,14 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
                 return _swallow
             self.takeover.answered = True
         return pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
+
+    def finalize_headers(self) -> None:
+        pywsgi.WSGIHandler.finalize_headers(self)
+        more = self.carrier.own_headers()
+        if more:
+            given = {name.lower() for name, _ in self.response_headers}
+            added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
+            self.response_headers += [line for line in added if line[0].lower() not in given]
 
     def write(self, data: Any) -> None:
         if self.takeover is None or self.takeover.by is None:
@@ -313,6 +324,10 @@ class SocketCarrier:
 
     def environ(self, environ: dict[str, Any]) -> None:
         """See HandlerCarrier."""
+
+    def own_headers(self) -> Mapping[str, str]:
+        """See HandlerCarrier: there are none."""
+        return {}
 
     def keep(self) -> None:
         """See HandlerCarrier: the handler would close the socket."""

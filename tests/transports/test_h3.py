@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.ssl import PROTOCOL_TLS_CLIENT, SSLContext
 
 from gws_gevent import (
     ClientOptions,
@@ -32,7 +33,7 @@ from gws_gevent import (
 )
 from gws_gevent.transports import registry
 from gws_gevent.transports.base import DialSettings
-from tests.raw import frame
+from tests.raw import RawTlsClient, frame
 from tests.support import require_module, wait_until
 
 require_module("aioquic")
@@ -378,3 +379,35 @@ def test_tls_says_where_http_3_is(app: App, certificates: Any) -> None:
         with connect(server.addresses[0].replace("tls:", "wss:") + "/", ssl_context=context) as conn:
             conn.send("as ever")
             assert conn.receive(timeout=5) == "as ever"
+
+
+def test_a_wsgi_app_is_served_over_http_3_too(certificates: Any) -> None:
+    seen: list[Any] = []
+
+    def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read()
+        seen.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["wsgi.url_scheme"], environ["HTTP_HOST"], len(body)))
+        own = [("Alt-Svc", "clear")] if environ["PATH_INFO"] == "/own" else []
+        start_response("200 OK", [("Content-Type", "text/plain"), *own])
+        return [b"from ", b"the app"]
+
+    settings = ListenSettings(tls=TlsFiles(certificates.cert, certificates.key))
+    with Server(Echo(), wsgi=wsgi) as server:
+        server.start("h3://127.0.0.1:0", "tls://127.0.0.1:0", settings=settings)
+        port = port_of(server)
+        with H3Client(port) as peer:
+            get = peer.request(PLAIN, b"")
+            assert (peer.answer(get)[0], peer.body(get)) == (200, b"from the app")
+            post = peer.request([(b":method", b"POST"), *PLAIN[1:]], b"x" * 50_000)
+            assert (peer.answer(post)[0], peer.body(post)) == (200, b"from the app")
+            websocket = peer.request(CONNECT)
+            assert peer.answer(websocket)[0] == 200
+            echoes(peer, websocket, b"beside it")
+        context = SSLContext(PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(certificates.ca)
+        tls_port = int(server.addresses[1].rpartition(":")[2])
+        for path, expected in (("/", f'h3=":{port}"; ma=86400'), ("/own", "clear")):
+            with RawTlsClient(tls_port, context) as client:
+                client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                assert client.read_answer().headers["alt-svc"] == expected
+    assert seen[:2] == [("GET", "/page", "https", "localhost", 0), ("POST", "/page", "https", "localhost", 50_000)]
