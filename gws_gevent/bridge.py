@@ -246,8 +246,7 @@ class _Crossing:
                 self._far.send_all(reader.rest)
         link = Link(self._near, self._far, bridge._limits)
         link.carry()
-        if link.why:
-            bridge._log.info("%s: closed: %s", self.peer, link.why)
+        bridge._log.debug("%s: ended%s; carried %d bytes in, %d out", self.peer, link.why and f": {link.why}", *link.carried)
 
     def _ask(self, head: bytes) -> Answer:
         """Return the target's answer; a Refusal, 502 or 504, if there is none to be had."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +36,7 @@ from gws_gevent import (
 from gws_gevent.transports import registry
 from gws_gevent.transports.base import DialSettings
 from tests.raw import RawTlsClient, frame
-from tests.support import require_module, wait_until
+from tests.support import require_module, run_program, run_server_process, wait_until
 
 require_module("aioquic")
 from gws_gevent.transports import h3 as our_h3  # noqa: E402
@@ -352,6 +354,33 @@ def test_a_peer_that_never_reads_holds_less_than_a_mebibyte(certificates: Any) -
         wait_until(lambda: written[0] and not server.connections)  # write_timeout
         assert written[0] < 1024 * 1024
         stream.abort()
+
+
+@pytest.mark.slow
+def test_connect_and_bench_on_the_command_line(certificates: Any) -> None:
+    base = [sys.executable, "-m", "gws_gevent"]
+    bind = ["--bind", "h3://127.0.0.1:0", "--cert", certificates.cert, "--key", certificates.key]
+    with run_server_process([*base[1:], "serve", *bind]) as server:
+        url = server.address.replace("h3:", "wss+h3:") + "/echo"
+        said = run_program([*base, "connect", url, "--ca", certificates.ca, "--once"], stdin="hello\n")
+        assert (said.status, said.output, said.errors) == (0, "hello\n", "")
+        load = ["--connections", "5", "--duration", "0.3", "--check", "--json"]
+        measured = run_program([*base, "bench", url, "--ca", certificates.ca, *load])
+        assert (measured.status, json.loads(measured.output)["errors"]) == (0, {})
+        wrong = run_program([*base, "connect", url, "--once"], stdin="hello\n")
+        assert wrong.status == 2
+        # Above it may stand what a library thinks of the system's authorities.
+        assert wrong.errors.splitlines()[-1].startswith(f"gws-gevent: {url}: connect to {server.address}: TLS failed: ")
+
+
+@pytest.mark.slow
+def test_without_aioquic_one_line_says_what_to_install() -> None:
+    program = "import sys; sys.modules['aioquic'] = None; from gws_gevent.cli import main; sys.exit(main(sys.argv[1:]))"
+    told = "gws-gevent: the transport 'h3' needs an extra: pip install 'gws_gevent[quic]'\n"
+    listen = "h3://127.0.0.1:0?cert=x&key=y"
+    for args, flag in ((["serve", "--bind", listen], ""), (["bridge", "--listen", "127.0.0.1:0", "--to", "h3://127.0.0.1:1"], "--to ")):
+        finished = run_program([sys.executable, "-c", program, *args])
+        assert (finished.status, finished.errors) == (2, told.replace("the transport", f"{flag}the transport"))
 
 
 # Beside TCP
