@@ -89,9 +89,7 @@ class AccessLog:
         self._write(handler, LoggedResponse("101 closed", [], sent), seconds, {"gws_gevent.received": received})
 
     def _write(self, handler: Any, response: LoggedResponse, seconds: float, more: dict[str, Any] | None = None) -> None:
-        method, _, rest = (handler.requestline or "").partition(" ")
-        least = {"REQUEST_METHOD": method, "RAW_URI": rest.partition(" ")[0], "SERVER_PROTOCOL": rest.partition(" ")[2]}
-        environ = {**least, **(handler.environ or {}), **(more or {})}
+        environ = {**(handler.environ or _least_environ(handler)), **(more or {})}
         headers = handler.headers.items() if getattr(handler, "headers", None) is not None else []
         self._log.access(response, headers, environ, timedelta(seconds=seconds))
 
@@ -127,6 +125,14 @@ class AccessLog:
     def _log_followed(self, followed: Followed, response: LoggedResponse, seconds: float, more: dict[str, Any]) -> None:
         environ = {key: value for key, value in zip(_KEYS, followed.values, strict=True) if value is not None}
         self._log.access(response, followed.headers, {**environ, **more}, timedelta(seconds=seconds))
+
+
+def _least_environ(handler: Any) -> dict[str, str]:
+    """For a request that could not be read: gunicorn's logger does not do without."""
+    method, target, version, *_ = [*(handler.requestline or "").split(" "), "", "", ""]
+    address = handler.client_address
+    found = {"REQUEST_METHOD": method, "RAW_URI": target, "SERVER_PROTOCOL": version}
+    return found | ({"REMOTE_ADDR": address[0]} if isinstance(address, tuple) else {})
 
 
 def _count_bytes(stream: Any) -> None:
