@@ -86,6 +86,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     carrier: Any = None
     code: Any
+    socket: Any
     status: Any
     response_headers: Any
     request: Request | None = None
@@ -184,7 +185,9 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if not self._connection_upgrade_requested():
             pywsgi.WSGIHandler.process_result(self)
             return
-        for data in self.result:
+        # The app may have taken the connection, or do so while its answer is made.
+        answer = iter(self.result) if takeover.by is None else ()
+        for data in answer:
             if takeover.by is not None:
                 return
             if data:
@@ -231,6 +234,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.after_takeover(takeover)
         if takeover.accepted is not None:
             self.carrier.keep()
+            self.socket = None  # which the base class would close
         if takeover.conn is not None:
             takeover.conn.close()
         if takeover.socket is not None:
