@@ -135,6 +135,8 @@ class ForeignTakeover(Takeover):
 class SocketOfOthers:
     """A server's socket, and its environ."""
 
+    stopping = False
+
     def __init__(self, sock: Any, environ: MutableMapping[str, Any]) -> None:
         self._socket = sock
         self._environ = environ

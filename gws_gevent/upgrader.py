@@ -126,6 +126,8 @@ class Upgrader:
         """Accept a request, or raise a Refusal."""
         service = takeover.carrier.service_of(self._service, self)
         request = takeover.request
+        if takeover.carrier.stopping or service.is_full():
+            raise Refusal(503)
         if request is None:
             raise Refusal(400, "A WebSocket handshake is a request that can be read in one way only.\n")
         acceptance = judge_upgrade(request, self.options)
