@@ -134,7 +134,9 @@ class ServerService(Service):
             return None
 
     def handshake_timed_out(self, conn: Connection) -> None:
-        """In the hub: the deadline has passed. Say 408 where a head was being waited for."""
+        """In the hub: the deadline has passed. Say 408 where a head was being waited for; between two requests, nothing."""
+        if conn in self._idle:
+            conn.stream.close()
         self._hang_up(conn, 408)
 
     def stop_awaiting(self) -> None:
@@ -295,13 +297,19 @@ class ServerService(Service):
 
         Who has sent no request yet takes no place: neither a crowd that comes at once, nor who says nothing, keeps others out.
         """
-        limit = self.options.max_connections
-        if limit is None:
-            return True
-        if len(self._admitted) >= limit and conn not in self._admitted:
+        if self.is_full() and conn not in self._admitted:
             return False
-        self._admitted.add(conn)
+        self.take_place(conn)
         return True
+
+    def is_full(self) -> bool:
+        """All of `max_connections` places are taken."""
+        return self.options.max_connections is not None and len(self._admitted) >= self.options.max_connections
+
+    def take_place(self, conn: Connection) -> None:
+        """One of them is this connection's, to its end."""
+        if self.options.max_connections is not None:
+            self._admitted.add(conn)
 
     def give_place_back(self, conn: Connection) -> None:
         """It has no request under way any more."""
@@ -418,6 +426,10 @@ class GuestService(ServerService):
         ServerService.__init__(self, None, options, None, home._on_error, home=home)
         self._home = home
         self.on_upgrade = home.on_upgrade
+
+    def is_full(self) -> bool:
+        """Who got this far has a place of the home's."""
+        return False
 
     def account(self, change: int) -> None:
         """See Service."""

@@ -16,9 +16,8 @@ import gevent
 import gevent.socket
 import pytest
 import trustme
-from gevent.event import Event
 
-from gws_gevent import CloseCode, Connection, EventHandler, HandshakeRefused, Message, Reconnect, connect
+from gws_gevent import ClientOptions, CloseCode, Connection, EventHandler, HandshakeRefused, Message, Reconnect, connect
 from gws_gevent.transports.tls_contexts import client_context
 from tests.gunicorn_process import Gunicorn, run_gunicorn
 from tests.support import require_module, wait_until
@@ -246,8 +245,12 @@ FORMAT = '%(h)s "%(r)s" %(s)s %(b)s "%({x-one}i)s" "%(a)s" L=%(L)s in=%({gws_gev
 
 def logged(server: Gunicorn, count: int) -> list[str]:
     """Lines of the access log, once there are so many."""
-    wait_until(lambda: len(re.findall(r"^127\.0\.0\.1 \"", server.output(), re.M)) >= count, what=f"{count} lines in the access log")
-    return [line for line in server.output().splitlines() if line.startswith('127.0.0.1 "')]
+
+    def lines() -> list[str]:
+        return [line for line in server.output().splitlines() if line.startswith('127.0.0.1 "')]
+
+    wait_until(lambda: len(lines()) >= count, what=f"{count} lines in the access log")
+    return lines()
 
 
 def test_the_access_log(tmp_path: Path) -> None:
@@ -351,7 +354,12 @@ def test_tls_by_gunicorns_settings(tmp_path: Path) -> None:
     issued = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    conf = "def ssl_context(config, default):\n    context = default()\n    context.set_alpn_protocols(['http/1.1'])\n    return context\n"
+    conf = """
+def ssl_context(config, default):
+    context = default()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+"""
     with run_gunicorn(tmp_path, APP, "--certfile", "cert.pem", "--keyfile", "key.pem", conf=conf) as server:
         assert server.addresses[0].startswith("https:")
         with connect(server.url("/ws"), ssl_context=client_context(str(tmp_path / "ca.pem"))) as conn:
@@ -366,8 +374,16 @@ def test_several_workers_and_sockets(tmp_path: Path) -> None:
     path = tmp_path / "gunicorn.sock"
     with run_gunicorn(tmp_path, APP, "--workers", "3", "--bind", f"unix:{path}") as server:
         wait_until(lambda: len(server.workers()) == 3, 20, "three workers")
-        conns = [connect(server.url("/ws", number % 2)) for number in range(60)]
-        assert len({ask(conn, "pid") for conn in conns}) > 1
+        conns: list[Connection] = []
+        pids: set[str] = set()
+
+        def another() -> bool:
+            # A worker that has just been started takes its time until it accepts.
+            conns.append(connect(server.url("/ws", len(conns) % 2)))
+            pids.add(ask(conns[-1], "pid"))
+            return len(pids) > 1 and len(conns) >= 20
+
+        wait_until(another, 20, "a second worker to accept")
         assert get(server)["wsgi.multiprocess"] is True
         server.process.send_signal(signal.SIGTERM)
         assert {told_at_the_end(conn) for conn in conns} == {CloseCode.GOING_AWAY}
@@ -389,7 +405,8 @@ def pre_request(worker, req):
     note(worker, "pre_request", req.method, req.path, req.query, req.uri, req.version, dict(req.headers)["HOST"])
 
 def post_request(worker, req, environ, resp):
-    note(worker, "post_request", req.path, environ["PATH_INFO"], resp.status, resp.status_code, dict(resp.headers).get("Content-Type"))
+    kind = dict(resp.headers).get("Content-Type")
+    note(worker, "post_request", req.path, environ["PATH_INFO"], resp.status, resp.status_code, kind)
 """
     with run_gunicorn(tmp_path, APP, conf=conf) as server:
         get(server, "/page?q")
@@ -427,7 +444,6 @@ def test_without_its_arbiter_a_worker_says_goodbye(tmp_path: Path) -> None:
     with run_gunicorn(tmp_path, APP, status=None) as server:
         with connect(server.url("/ws")) as conn:
             ask(conn, "hi")
-            (worker,) = server.workers()
             server.process.kill()
             assert told_at_the_end(conn) == CloseCode.GOING_AWAY
         wait_until(lambda: server.workers() == [], 10, "the worker's end")
@@ -435,9 +451,8 @@ def test_without_its_arbiter_a_worker_says_goodbye(tmp_path: Path) -> None:
 
 def test_who_is_trusted_to_tell_the_client(tmp_path: Path) -> None:
     headers = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
-    from gws_gevent import ClientOptions
-
-    for allowed, address, scheme in (("127.0.0.1", "192.0.2.7", "https"), ("*", "192.0.2.7", "https"), ("192.0.2.1", "127.0.0.1", "http")):
+    client, proxy = "192.0.2.7", "127.0.0.1"
+    for allowed, address, scheme in (("127.0.0.1", client, "https"), ("*", client, "https"), ("192.0.2.1", proxy, "http")):
         with run_gunicorn(tmp_path, APP, "--forwarded-allow-ips", allowed) as server:
             with connect(server.url("/ws"), options=ClientOptions(headers=headers)) as conn:
                 assert address in ask(conn, "address")
@@ -463,7 +478,6 @@ def test_preload_says_what_was_imported_too_early(patched: bool, tmp_path: Path)
             server.reload()
             assert told_at_the_end(conn) == CloseCode.GOING_AWAY
         output = server.output()
-        print(output)
         assert ("imported before gevent patched:" in output) is not patched
         if patched:
             get(server, "/tls")
