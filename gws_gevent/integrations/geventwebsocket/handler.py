@@ -87,6 +87,9 @@ class WebSocketHandler(WSGIHandler):
         elif self.websocket is not None and self.prevent_wsgi_call:
             # Whoever set it goes on with the WebSocket, until `handle_one_request` ends.
             self.websocket.accept()
+            self.close_connection = True
+            self.code, self.status, self._orig_status = 101, b"101 Switching Protocols", "101 Switching Protocols"
+            self.response_headers = []
         else:
             super().run_application()
 
@@ -178,6 +181,7 @@ class WebSocketHandler(WSGIHandler):
         assert self._client is not None
         self._need_no_opener()
         conn = self._upgrader().accept(self.environ)
+        self.rfile.close()  # what the connection does not read from any more, and 8 KB
         if not isinstance(getattr(self.server, "clients", None), Clients):
             self.server.clients = Clients()
         self.server.clients.add(self._client)
