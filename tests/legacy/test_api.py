@@ -16,7 +16,7 @@ from gevent import pywsgi
 from gevent.event import Event
 from gevent.ssl import SSLContext
 
-from gws_gevent import Server, ServerOptions, State, WsgiSettings
+from gws_gevent import Refusal, Server, ServerOptions, State, WsgiSettings
 from gws_gevent.integrations.geventwebsocket import Resource, WebSocketApplication, WebSocketError, WebSocketServer, get_version
 from gws_gevent.integrations.geventwebsocket.clients import Client, Clients
 from gws_gevent.integrations.geventwebsocket.exceptions import FrameTooLargeException, ProtocolError
@@ -43,7 +43,7 @@ def serving(app: Any, **settings: Any) -> Iterator[Any]:
         yield server
         wait_until(lambda: not server.clients, what="the end of all WebSockets")
         upgraders = vars(server).get("websocket_upgraders", {}).values()
-        wait_until(lambda: not any(upgrader.connections for upgrader in upgraders), what="the end of all connections")
+        wait_until(lambda: not any(upgrader.connections for _, upgrader in upgraders), what="the end of all connections")
     finally:
         server.stop(timeout=1)
 
@@ -133,6 +133,50 @@ def test_options_of_a_server() -> None:
         WebSocketServer(("127.0.0.1", 0), options={"origins": None})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="park_after"):
         WebSocketServer(("127.0.0.1", 0), options=ServerOptions(park_after=1))
+
+
+def test_authorize_decides_whatever_the_application_makes_of_it() -> None:
+    seen: list[Any] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        ws = environ["wsgi.websocket"]
+        try:
+            echo(ws)
+        except WebSocketError as error:
+            seen.append((type(error.__cause__), ws.closed))
+        start_response("200 OK", [])
+        return [b"let in"]
+
+    options = ServerOptions(authorize=lambda request, session: request.query == "sesame")
+    with serving(app, options=options) as server:
+        assert status_of(server, request("/?rice")) == 401
+        with websocket(port_of(server), "/?sesame") as client:
+            client.echo()
+    assert seen == [(Refusal, True)]
+
+
+def test_a_client_that_leaves_before_the_101(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        gone.wait()
+        try:
+            # The first send to a peer that is gone succeeds, so the second handshake header would: make it fail at once.
+            monkeypatch.setattr("gws_gevent.takeover.accept_response", lambda *args: b"x" * (16 << 20))
+            environ["wsgi.websocket"].accept()
+        except WebSocketError as error:
+            seen.append(str(error))
+        return []
+
+    gone = Event()
+    with serving(app) as server:
+        with RawClient(port_of(server)) as client:
+            client.send(request())
+            gevent.sleep(0.01)
+            client.reset()
+        gone.set()
+        wait_until(lambda: seen)
+    assert seen == ["Socket is dead"]
 
 
 def test_plain_requests_are_plain() -> None:
@@ -423,13 +467,17 @@ def test_prevent_wsgi_call_leaves_the_websocket_to_the_handler() -> None:
         def handle_one_response(self) -> None:
             super().handle_one_response()
             assert self.websocket is not None
-            echo(self.websocket)
+            if not self.websocket.closed:
+                echo(self.websocket)
 
-    with serving(using(echo), handler_class=Talking) as server, websocket(port_of(server), "/") as client:
-        client.echo()
-        client.send(CLOSE)
-        assert client.read_close() == (1000, b"")
-        client.read_end()
+    options = ServerOptions(authorize=lambda request, session: request.query != "rice")
+    with serving(using(echo), handler_class=Talking, options=options) as server:
+        with websocket(port_of(server), "/") as client:
+            client.echo()
+            client.send(CLOSE)
+            assert client.read_close() == (1000, b"")
+            client.read_end()
+        assert status_of(server, request("/?rice")) == 401
 
 
 def test_hidden_headers() -> None:
