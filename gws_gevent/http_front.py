@@ -21,7 +21,6 @@ import gevent.socket
 from gevent import pywsgi
 
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
-from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import parse_request, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler, is_misread
@@ -236,8 +235,6 @@ class Visit:
     def _upgrade(self, accepted: Accepted) -> EventHandler | None:
         conn = self.connection(accepted.service, accepted.session)
         switch(conn, accepted, self)
-        if self.service.stopping:
-            conn.write_close(CloseCode.GOING_AWAY)
         return accepted.handler
 
     def _end(self, handler: WSGIHandler, result: Any) -> None:
@@ -294,6 +291,11 @@ class Visit:
 
     def keep(self) -> None:
         """See HandlerCarrier: it lives on anyway."""
+
+    @property
+    def stopping(self) -> bool:
+        """See Carrier."""
+        return self.service.stopping
 
     def service_of(self, own: Callable[[], ServerService], upgrader: Any) -> ServerService:
         """See Carrier."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gws_gevent.exceptions import GwsError, Refusal
+from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import Acceptance, accept_response, refusal_response
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ StartResponse = Callable[..., Any]
 
 class Carrier(Protocol):
     """What is below a request, as its server knows it."""
+
+    @property
+    def stopping(self) -> bool:
+        """The server is stopping: new connections are closed with 1001."""
 
     def service_of(self, own: Callable[[], ServerService], upgrader: object) -> ServerService:
         """Return the service whose options hold for connections that `upgrader` opens here.
@@ -178,3 +183,5 @@ def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
     conn.stream.send_all(accept_response(acceptance, options.response_headers))
     remote = carrier.remote(accepted.service, accepted.request)
     conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, carrier.rest())
+    if carrier.stopping:
+        conn.write_close(CloseCode.GOING_AWAY)

@@ -17,7 +17,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal
@@ -86,6 +86,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     carrier: Any = None
     code: Any
+    socket: Any
     status: Any
     response_headers: Any
     request: Request | None = None
@@ -188,7 +189,9 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if not self._connection_upgrade_requested():
             pywsgi.WSGIHandler.process_result(self)
             return
-        for data in self.result:
+        # The app may have taken the connection, or do so while its answer is made.
+        answer = iter(self.result) if takeover.by is None else ()
+        for data in answer:
             if takeover.by is not None:
                 return
             if data:
@@ -210,6 +213,10 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if not self._connection_upgrade_requested():
                 raise
             takeover.by = takeover.by or "the app, which says so by StopIteration"
+        except GreenletExit:
+            # The base class would answer 500 and go on.
+            self.close_connection = True
+            raise
         except Exception as error:
             if takeover.by is None:
                 raise
@@ -235,6 +242,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.after_takeover(takeover)
         if takeover.accepted is not None:
             self.carrier.keep()
+            self.socket = None  # which the base class would close
         if takeover.conn is not None:
             takeover.conn.close()
         if takeover.socket is not None:
@@ -273,6 +281,7 @@ class SocketCarrier:
     """A connection of a `gevent.pywsgi.WSGIServer`: a socket of gevent's, maybe with TLS. It has no deadlines."""
 
     close_timeout = CLOSE_TIMEOUT
+    stopping = False
 
     def __init__(self, sock: Any) -> None:
         self.tainted = False
@@ -356,6 +365,7 @@ def new_connection(stream: Stream, service: ServerService, session: MutableMappi
     """Return a connection, not yet open, on a stream that no Server of ours has accepted."""
     conn = Connection(stream, service)
     service.connections[conn] = None
+    service.take_place(conn)
     conn.move_to(service, session)
     conn.add_close_callback(service.closed)
     return conn
