@@ -6,7 +6,7 @@ import gc
 import socket
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gevent
@@ -179,6 +179,29 @@ def test_nothing_of_the_request_is_alive_while_the_connection_is() -> None:
             assert alive[1]() is None
     finally:
         gc.enable()
+
+
+def test_a_hijacked_connection_has_no_more_objects_than_a_direct_one() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        return upgrader.upgrade(environ, start_response)
+
+    def objects(handler: EchoHandler | None) -> int:
+        with serving(handler, wsgi=app, wsgi_settings=QUIET) as server, ExitStack() as stack:
+
+            def crowd(count: int) -> int:
+                for _ in range(count):
+                    sock = stack.enter_context(gevent.socket.create_connection(("127.0.0.1", port_of(server)), timeout=5))
+                    sock.sendall(UPGRADE + b"\x81\x82\0\0\0\0hi")
+                    while b"hi" not in sock.recv(1000):
+                        pass
+                gc.collect()
+                return len(gc.get_objects())
+
+            before = crowd(10)
+            return crowd(50) - before
+
+    upgrader = Upgrader(EchoHandler())
+    assert objects(None) <= objects(EchoHandler())
 
 
 def test_refusals_are_the_apps_answer() -> None:
