@@ -102,6 +102,23 @@ def test_a_server_that_stops_says_goodbye() -> None:
     stopping.get(timeout=5)
 
 
+def test_a_websocket_that_opens_while_the_server_stops_is_told_at_once() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.set()
+        closed.wait()
+        echo(environ["wsgi.websocket"])
+        return []
+
+    asked, closed = Event(), Event()
+    with serving(app) as server, RawClient(port_of(server)) as client:
+        client.send(request())
+        asked.wait()
+        server.close()
+        closed.set()
+        assert client.read_answer().status == 101
+        assert client.read_close() == (1001, b"")
+
+
 @pytest.mark.parametrize("spawn", ["default", 10], ids=["no pool", "pool"])
 def test_a_server_that_stops_and_a_client_that_does_not_answer(spawn: Any) -> None:
     seen = []
@@ -156,10 +173,19 @@ def test_authorize_decides_whatever_the_application_makes_of_it() -> None:
     assert seen == [(Refusal, True)]
 
 
+def test_a_full_server_refuses() -> None:
+    with serving(using(echo), options=ServerOptions(max_connections=1)) as server:
+        with websocket(port_of(server), "/") as client:
+            client.echo()
+            assert status_of(server, request()) == 503
+            client.echo()
+
+
 def test_a_client_that_leaves_before_the_101(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.set()
         gone.wait()
         try:
             # A few bytes may still be taken by the kernel before the reset has come; so many are not.
@@ -169,11 +195,11 @@ def test_a_client_that_leaves_before_the_101(monkeypatch: pytest.MonkeyPatch) ->
             seen.append(str(error))
         return []
 
-    gone = Event()
+    asked, gone = Event(), Event()
     with serving(app) as server:
         with RawClient(port_of(server)) as client:
             client.send(request())
-            gevent.sleep(0.01)
+            asked.wait()
             client.reset()
         gone.set()
         wait_until(lambda: seen)

@@ -201,6 +201,8 @@ class WebSocketHandler(WSGIHandler):
         if not isinstance(getattr(self.server, "clients", None), Clients):
             self.server.clients = Clients()
         self.server.clients.add(self._client)
+        if getattr(self.server, "stopping", False):
+            conn.write_close(CloseCode.GOING_AWAY)
         return conn
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
