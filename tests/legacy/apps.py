@@ -77,7 +77,7 @@ def timed_out(environ: dict[str, Any], start_response: StartResponse) -> Iterabl
     """Gives up waiting in the middle of a message, and waits again."""
     ws = environ["wsgi.websocket"]
     ws.send("begin")
-    with gevent.Timeout(0.05, False):
+    with gevent.Timeout(0.2, False):
         ws.receive()
     ws.send("end")
     ws.send(str(ws.receive()))
@@ -124,7 +124,7 @@ class Shout(WebSocketApplication):
             return
         for client in self.ws.handler.server.clients.values():
             client.ws.send(message)
-            gevent.sleep(0.01)
+            gevent.sleep(0.1)
 
 
 def plain(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
