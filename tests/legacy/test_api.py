@@ -575,6 +575,16 @@ def test_what_may_be_sent() -> None:
     ]
 
 
+def test_another_thread_may_send() -> None:
+    def send(ws: WebSocket) -> None:
+        ws.send("one")
+        gevent.get_hub().threadpool.apply(ws.send, ("from a thread",))
+        ws.send("two")
+
+    with serving(using(send)) as server, websocket(port_of(server), "/") as client:
+        assert {client.read_frame().payload for _ in range(3)} == {b"one", b"from a thread", b"two"}
+
+
 def test_a_wrong_close_is_refused_and_a_second_one_is_nothing() -> None:
     def close(ws: WebSocket) -> None:
         ws.accept()
