@@ -19,7 +19,7 @@ from gevent._hub_local import get_hub_if_exists
 from gevent.hub import get_hub
 from gevent.monkey import get_original
 
-from gws_gevent.exceptions import GwsError, Refusal
+from gws_gevent.exceptions import GwsError, Refusal, TransportError
 from gws_gevent.handshake import Headers, refusal_response
 from gws_gevent.http_head import Request
 from gws_gevent.integrations.pywsgi import new_connection
@@ -122,11 +122,15 @@ class ForeignTakeover(Takeover):
 
     def unwind(self, accepted: Accepted, start_response: StartResponse | None) -> Answer:
         """See Takeover: the read loop runs now."""
-        conn = self.open(accepted)
-        self.conn = None
         assert accepted.handler is not None
-        conn.attach(accepted.handler)
-        conn.read_loop()
+        try:
+            conn = self.open(accepted)
+        except TransportError:
+            pass  # the peer has left
+        else:
+            self.conn = None
+            conn.attach(accepted.handler)
+            conn.read_loop()
         # The connection is closed: this goes nowhere, but servers, and what stands between, want an answer before they look.
         answer = Answer("101 Switching Protocols", [("Content-Type", "text/plain"), ("Content-Length", "0")])
         return answer({}, start_response) if start_response is not None else answer

@@ -210,7 +210,7 @@ class Visit:
     def ask_app(self) -> EventHandler | None:
         """Serve one request: TO_APP: read the next; the handler that the connection is upgraded for; None: it has ended."""
         handler = self._handler or self._make_handler()
-        handler.client_address = self._remote or self.conn.stream.info("peername")
+        handler.client_address = self._remote or self.conn.remote_address
         self._intake.put_back(self._head + self.behind)
         self._head = self.behind = b""
         handler.time_start, handler.time_finish = time.time(), 0
@@ -243,7 +243,11 @@ class Visit:
         if isinstance(result, tuple):
             handler._orig_status = ""
             handler.status, answer = result
-            self._socket.sendall(answer)
+            try:
+                self._socket.sendall(answer)
+            except OSError:
+                stream.abort()  # who sent what is refused here did not wait for the answer
+                return
             handler.time_finish = time.time()
             handler.log_request()
             self.service.linger(self.conn)
@@ -269,6 +273,10 @@ class Visit:
         self._in_body = True
         self._waited, self._body = 0.0, 0
 
+    def http_is_over(self) -> None:
+        """See HandlerCarrier."""
+        self._in_body = False
+
     def check_length(self, length: int | None) -> None:
         """See HandlerCarrier."""
         limit = self.service.options.max_request_body
@@ -284,7 +292,7 @@ class Visit:
 
     def _facts(self) -> dict[str, str]:
         stream = self.conn.stream
-        local = stream.info("sockname")
+        local = self.conn.local_address
         host, port = (self.front.name_of(str(local[0])), str(local[1])) if isinstance(local, tuple) else ("", "")
         scheme = self.service.scheme(self.request, self.peer) or ("https" if stream.info("tls") is not None else "http")
         return {"SERVER_NAME": host, "SERVER_PORT": port, "wsgi.url_scheme": scheme}

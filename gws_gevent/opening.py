@@ -107,7 +107,7 @@ class ServerService(Service):
         self._trusted = TrustedProxies(options.trusted_proxies) if options.trusted_proxies else None
         # Who is to send a request head; and who need not: kept alive between two requests.
         self._awaited: set[Connection] = set()
-        self._idle: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}
         # Counted only where there is a limit.
         self._admitted: set[Connection] = set()
 
@@ -234,11 +234,11 @@ class ServerService(Service):
 
     def read_or_leave(self, conn: Connection) -> bytes:
         """Between two requests: wait for bytes, and be closed without a word if the server stops or they do not come."""
-        self._idle.add(conn)
+        self._idle[conn] = None
         try:
             return self._read(conn.stream)
         finally:
-            self._idle.discard(conn)
+            self._idle.pop(conn, None)
 
     def _read_proxy_header(self, stream: Stream, trusted: TrustedProxies) -> tuple[Any, bytes]:
         """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""
@@ -317,9 +317,19 @@ class ServerService(Service):
         return guest
 
     def is_beyond_refusing(self) -> bool:
-        """True when so many connections wait for their 503 that the next is dropped unanswered."""
+        """True when so many connections wait for their 503 that the next is dropped unanswered.
+
+        Those between two requests do not keep others out: the one that has waited longest makes room.
+        """
         limit = self.options.max_connections
-        return limit is not None and len(self.connections) >= 2 * limit + 100
+        if limit is None or len(self.connections) < 2 * limit + 100:
+            return False
+        if not self._idle:
+            return True
+        longest = next(iter(self._idle))
+        del self._idle[longest]
+        longest.stream.close()
+        return False
 
     def _route(self, request: Request) -> EventHandler | Response:
         if self._on_request is None:

@@ -161,7 +161,7 @@ class Takeover:
         try:
             switch(conn, accepted, carrier)
         except BaseException:
-            conn.abort()  # nobody else knows of it
+            conn.abort()
             raise
         self.conn = conn
         return conn

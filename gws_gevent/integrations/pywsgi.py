@@ -20,7 +20,7 @@ from gevent import pywsgi
 from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
-from gws_gevent.exceptions import HandshakeError, Refusal
+from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.handshake import parse_request, refusal_response, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.options import ServerOptions
@@ -61,6 +61,9 @@ class HandlerCarrier(Carrier, Protocol):
 
     def head_complete(self) -> None:
         """The handler has read the head: what it reads now is the body."""
+
+    def http_is_over(self) -> None:
+        """The app answers 101 by itself: what is read from here on is no body."""
 
     def check_length(self, length: int | None) -> None:
         """Raise a Refusal for a body that is declared too long."""
@@ -114,7 +117,11 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def handle(self) -> None:
         """Serve the connection, for a server of gevent's own; in the end run its read loop if it has been upgraded."""
-        pywsgi.WSGIHandler.handle(self)
+        try:
+            pywsgi.WSGIHandler.handle(self)
+        except OSError as error:
+            if error.errno not in self.ignored_socket_errors:
+                raise
         carrier, takeover = self.carrier, self.takeover
         accepted = takeover.accepted if takeover is not None else None
         # The server's frames below keep this handler, and would keep the request.
@@ -122,7 +129,11 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if accepted is None:
             return
         conn = carrier.connection(accepted.service, accepted.session)
-        switch(conn, accepted, carrier)
+        try:
+            switch(conn, accepted, carrier)
+        except TransportError:
+            conn.abort()  # the peer has left
+            return
         conn.attach(accepted.handler)
         del carrier, takeover, accepted
         conn.read_loop()
@@ -177,7 +188,10 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if self.takeover.by is not None:
                 return _swallow
             self.takeover.answered = True
-        return pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
+        write = pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
+        if self.code == 101:
+            self.carrier.http_is_over()
+        return write
 
     def write(self, data: Any) -> None:
         if self.takeover is None or self.takeover.by is None:
@@ -315,6 +329,9 @@ class SocketCarrier:
             self._intake.put_back(bytes(taken))
 
     def head_complete(self) -> None:
+        """See HandlerCarrier."""
+
+    def http_is_over(self) -> None:
         """See HandlerCarrier."""
 
     def check_length(self, length: int | None) -> None:
