@@ -183,6 +183,11 @@ class ClientTranslator:
         self._key = ""
         self._reader: HeadReader | None = HeadReader(_MAX_ANSWER, 10_000)
 
+    @property
+    def is_asked(self) -> bool:
+        """The request is complete."""
+        return self._reader is None
+
     def request(self, data: bytes) -> Fields | None:
         """Take bytes of an upgrade request; return the header lines of the extended CONNECT once it is complete.
 

@@ -11,7 +11,7 @@ import trustme
 
 from gws_gevent import ClientOptions, CloseCode, ConnectionClosed, HandshakeRefused, client_context, connect
 from gws_gevent.cli import main
-from tests.support import run_server_process, wait_until
+from tests.support import require_module, run_server_process, wait_until
 from tests.test_bridge import target
 from tests.test_raw_bridge import echo
 
@@ -66,6 +66,30 @@ def test_tls_on_both_sides_with_certificates_of_both(tmp_path: Path) -> None:
                     connect(ws(bridge.address) + "echo")
                 assert caught.value.status == 502
                 assert why in bridge.output()
+
+
+@pytest.mark.slow
+def test_a_server_behind_tcp_gains_http_3_and_quic(tmp_path: Path) -> None:
+    require_module("aioquic")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "cert"))
+    context = client_context(str(tmp_path / "ca"))
+    with run_server_process(["-m", "gws_gevent", "serve", "--bind", ANY_PORT]) as behind:
+        listen = ["--listen", "h3://127.0.0.1:0", "quic://127.0.0.1:0", "--cert", str(tmp_path / "cert")]
+        with run_server_process([*BRIDGE, *listen, "--to", behind.address]) as bridge:
+            # And back to TCP.
+            again = ["--listen", ANY_PORT, "--to", bridge.address, "--to-ca", str(tmp_path / "ca")]
+            with run_server_process([*BRIDGE, *again]) as back:
+                first, second = bridge.addresses
+                urls = first.replace("h3:", "wss+h3:"), second.replace("quic:", "ws+quic:"), back.address.replace("tcp:", "ws:")
+                for url in urls:
+                    with connect(f"{url}/echo", ssl_context=None if url.startswith("ws:") else context) as conn:
+                        conn.send("hello")
+                        assert conn.receive(timeout=5) == "hello"
+                    with pytest.raises(HandshakeRefused) as caught:
+                        connect(f"{url}/nowhere", ssl_context=None if url.startswith("ws:") else context)
+                    assert caught.value.status == 404
 
 
 @pytest.mark.slow
@@ -132,6 +156,8 @@ LISTEN = ["--listen", ANY_PORT]
         ([*LISTEN, "--to", "a:1", "--to-ca", "x"], "--to-ca: a:1 uses no TLS; did you mean --to tls://a:1?"),
         ([*LISTEN, "--to", "tls://a:1", "--to-ca", "/no/such"], "/no/such: No such file or directory"),
         ([*LISTEN, "--to", "tls://a:1", "--to-key", "x"], "--to-key: needs --to-cert"),
+        ([*LISTEN, "--to", "h3://a:1", "--to-cert", "x"], "--to-cert: h3 shows no certificates"),
+        (["--listen", "h3://:0", *TO], "--listen h3://:0: needs --cert"),
         ([*LISTEN, "--to", "tls://a:1", "--to-ca", "x", "--to-insecure"], "--to-insecure and --to-ca exclude each other"),
         ([*LISTEN, *TO, "--raw", "--forwarded"], "--forwarded: with --raw no request is passed on"),
         ([*LISTEN, *TO, "--trust", "10.0.0.0/99"], "--trust: '10.0.0.0/99' does not appear to be"),

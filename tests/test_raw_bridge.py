@@ -13,6 +13,7 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+import trustme
 
 from gws_gevent import (
     BridgeOptions,
@@ -21,10 +22,13 @@ from gws_gevent import (
     Connection,
     ConnectionClosed,
     HandshakeRefused,
+    ListenSettings,
     RawBridge,
+    TlsFiles,
+    client_context,
     connect,
 )
-from tests.support import free_port, wait_until
+from tests.support import free_port, require_module, wait_until
 from tests.test_bridge import read_all, target
 
 #: As noVNC asks.
@@ -84,6 +88,20 @@ def test_a_client_without_the_subprotocol_is_let_in_as_well() -> None:
         assert conn.subprotocol is None
         conn.send(b"abc")
         assert conn.receive(timeout=5) == b"abc"
+
+
+def test_over_http_3(tmp_path: Path) -> None:
+    require_module("aioquic")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "cert"))
+    with target(echo) as place, RawBridge(place) as bridge:
+        bridge.start("h3://127.0.0.1:0", settings=ListenSettings(tls=TlsFiles(str(tmp_path / "cert"))))
+        context = client_context(str(tmp_path / "ca"))
+        with connect(bridge.address.replace("h3:", "wss+h3:"), options=NOVNC, ssl_context=context) as conn:
+            assert conn.subprotocol == "binary"
+            conn.send(bytes(100_000))
+            assert received(conn, 100_000) == bytes(100_000)
 
 
 def test_a_unix_server(tmp_path: Path) -> None:

@@ -201,6 +201,19 @@ class H3Stream(QuicStream):
         except ProtocolError as error:
             raise TransportError(errno.EPIPE, f"send: {error.reason_phrase}") from error
 
+    def _has_begun(self) -> bool:
+        """Our headers have been sent."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        if self._finished or self._stopped or self._error is not None or self._has_begun():
+            super()._finish()
+            return
+        # An end without headers is none (RFC 9114 section 4.1).
+        self._finished = True
+        self._table.session.core.reset_stream(self.stream_id, self.ABORTED)
+        self._table.is_writing(self)
+
     def _become_deaf(self) -> None:
         self.is_deaf = True
         with suppress(ValueError):  # it has ended
@@ -266,14 +279,8 @@ class ServerStream(H3Stream):
         self._table.held += len(body)
         self._table.is_writing(self)
 
-    def _finish(self) -> None:
-        if self._finished or self._translator.is_answered or self._error is not None:
-            super()._finish()
-            return
-        # An end without an answer is none (RFC 9114 section 4.1).
-        self._finished = True
-        self._table.session.core.reset_stream(self.stream_id, self.ABORTED)
-        self._table.is_writing(self)
+    def _has_begun(self) -> bool:
+        return self._translator.is_answered
 
     def abort(self) -> None:
         if self.is_deaf:
@@ -300,6 +307,9 @@ class ClientStream(H3Stream):
     def on_too_much(self) -> None:
         self._become_deaf()
         self.on_reset()
+
+    def _has_begun(self) -> bool:
+        return self._translator.is_asked
 
     def try_send(self, data: type_of_data) -> int:
         if self._translator.is_open:

@@ -45,6 +45,7 @@ they are closed with 1001), and the exit status is 0; a second signal ends it at
 without certificates it stops the bridge like SIGTERM.
 
 examples:
+  gws-gevent bridge --listen h3://:443 quic://:4433 --cert fullchain.pem --key privkey.pem --to 127.0.0.1:8080
   gws-gevent bridge --listen :443 --cert fullchain.pem --key privkey.pem --to unix:/run/app.sock --forwarded
   gws-gevent bridge --listen 127.0.0.1:8080 --to tls://ws.example.org:443
   gws-gevent bridge --raw --listen :6080 --to 127.0.0.1:5900 --origin https://vnc.example.org
@@ -135,6 +136,8 @@ def _target(args: argparse.Namespace) -> Endpoint:
             raise UsageError(f"{flag}: {args.to} uses no TLS; did you mean --to tls://{target.host}:{target.port}?")
     if args.to_insecure and args.to_ca is not None:
         raise UsageError("--to-insecure and --to-ca exclude each other")
+    if args.to_cert is not None and target.scheme != "tls":
+        raise UsageError(f"--to-cert: {target.scheme} shows no certificates")
     if args.to_key is not None and args.to_cert is None:
         raise UsageError("--to-key: needs --to-cert")
     if args.raw and args.forwarded:

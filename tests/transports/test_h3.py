@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,6 +205,23 @@ def test_who_breaks_http_3_loses_the_connection_and_nobody_else_does(server: Ser
         assert bad.over.error_code == code
         echoes(good, stream_id, b"nothing happened")
         wait_until(lambda: len(server.connections) == 1)
+
+
+@pytest.mark.slow
+def test_bytes_at_random_end_their_own_connection_at_most(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with H3Client(port_of(server)) as good:
+        stream_id = good.request(CONNECT)
+        good.answer(stream_id)
+        for seed in range(40):
+            source = random.Random(seed)
+            with H3Client(port_of(server)) as bad:
+                for _ in range(8):
+                    kind = source.choice([b"", b"\x00", b"\x01", b"\x04", b"\x21", b"\x40\x41", b"\x02", b"\x03"])
+                    data = kind + source.randbytes(source.choice([1, 3, 20, 2000]))
+                    on_a_new_stream(bad, data, unidirectional=source.random() < 0.2)
+                gevent.sleep(0.005)
+        echoes(good, stream_id, b"untouched")
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
 def test_a_header_section_that_never_ends_is_refused_on_its_length(peer: H3Client) -> None:

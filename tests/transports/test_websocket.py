@@ -27,12 +27,13 @@ from gws_gevent import (
     connect,
 )
 from gws_gevent.exceptions import TransportError
+from gws_gevent.transports import registry
 from gws_gevent.transports.base import Endpoint, Stream
 from tests.pairs import EchoHandler, Recorder, failing_with
 from tests.raw import frame, request
 from tests.support import wait_until
 
-TRANSPORTS = ["tcp", "tls", "unix", "quic", "kcp", "kcp-messages", "kcp-key"]
+TRANSPORTS = ["tcp", "tls", "unix", "quic", "h3", "kcp", "kcp-messages", "kcp-key"]
 SIZES = [0, 1, 125, 126, 65535, 65536, 300_000]
 
 
@@ -50,14 +51,13 @@ class Place:
     def connect(self, handler: Any = None, **options: Any) -> Connection:
         settings = self.setting.dial_settings
         tls: dict[str, Any] = {}
-        if self.url.startswith(("wss", "ws+quic")):
+        if self.url.startswith(("wss", "ws+quic", "ws+h3")):
             tls = {"ssl_context": settings.ssl_context, "server_name": settings.server_name}
         return connect(self.url, handler, ClientOptions(transport_params=self.params, **options), **tls)
 
     def raw(self) -> Stream:
         endpoint = replace(Endpoint.parse(self.server.address), params=self.params)
-        stream: Stream = self.setting.dialer(str(endpoint)).dial()
-        return stream
+        return registry.dialer(endpoint, self.setting.dial_settings).dial()
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -331,7 +331,7 @@ def test_a_peer_that_does_not_answer_a_close_is_given_up(serve: Any) -> None:
 
 def test_a_client_does_not_wait_for_ever_for_an_answer(serve: Any) -> None:
     with serve(EchoHandler()) as place:
-        quiet = place.setting.listen(place.setting.endpoint.replace("/socket", "/other"))
+        quiet = registry.listen(place.setting.endpoint.replace("/socket", "/other"), place.setting.listen_settings)
         streams: list[Stream] = []
 
         def keep(stream: Stream) -> None:
