@@ -124,7 +124,8 @@ class KcpDialer(Dialer):
         """See Dialer. With `cookie=0` there is no answer to wait for: whether anybody is there is seen when something is sent."""
         port, address = connected_port(self.endpoint)
         done = Event()
-        client = KcpClient(port, address, self._params, self._make_core, os.urandom, done.set)
+        # An end of the session may come before whoever waits for its beginning runs.
+        client = KcpClient(port, address, self._params, self._make_core, os.urandom, done.set, lambda _: port.close())
         try:
             client.begin()
             done.wait()
@@ -137,7 +138,6 @@ class KcpDialer(Dialer):
                 client.session.abort()
             port.close()
             raise
-        client.session.on_end = lambda _: port.close()
         return KcpStream(client.session, port.local_address)
 
 

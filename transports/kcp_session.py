@@ -33,6 +33,8 @@ __all__ = ["KcpSession", "SessionParts", "Watcher"]
 ASK_WINDOW: Final = 0.5
 #: Seconds between two looks at the core while the peer's window is closed.
 CLOSED_WINDOW: Final = 0.1
+#: Seconds that a closed session waits if only its end is not acknowledged: the peer may have ended too, and its answer be lost.
+LINGER_FOR_END: Final = 2.0
 #: Seconds that the abort of a session with a stock peer may take.
 STOCK_ABORT: Final = 1.0
 #: Bytes that go to an address for each byte from it, until the peer has shown that it gets them (RFC 9000 section 8.1).
@@ -357,6 +359,8 @@ class KcpSession(DatagramSession):
         milliseconds = self._milliseconds(now)
         if self._closed_at is not None:
             self._throw_away(core)
+            if self._waiting <= 1:
+                self._wait_until = min(self._wait_until, now + LINGER_FOR_END)
         self._put_out(core, milliseconds)
         if self._closed_at is not None and not self._waiting:
             if not self.peer_ended:

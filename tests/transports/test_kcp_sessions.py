@@ -145,6 +145,17 @@ def test_a_closed_session_waits_for_its_acknowledgement_and_not_for_ever() -> No
     ours.abort()
 
 
+def test_an_end_that_nobody_acknowledges_is_not_waited_for_long() -> None:
+    net = KcpNet(QUIET)
+    ours, theirs = net.pair()
+    net.run(seconds=1)
+    ours.abort()
+    net.network.impairment = LOST
+    theirs.close()
+    net.run(seconds=2.1)
+    assert not net.server.sessions
+
+
 def test_who_writes_to_a_peer_that_has_closed_is_told() -> None:
     net = KcpNet(QUIET)
     ours, theirs = net.pair()

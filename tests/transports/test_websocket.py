@@ -37,8 +37,9 @@ class Place:
         self.params: dict[str, Any] = {}
         if kind == "key":
             (folder / "key").write_text(os.urandom(32).hex())
-        if self.scheme == "kcp":
-            self.params = {"messages": {"stream": 0}, "stock": {"cookie": 0}, "key": {"key-file": f"{folder}/key"}}.get(kind, {})
+        if kind:
+            name, value = {"messages": ("stream", 0), "stock": ("cookie", 0), "key": ("key-file", f"{folder}/key")}[kind]
+            self.params[name] = value
 
     @contextmanager
     def serving(self, handler: Any, options: ServerOptions | None = None) -> Iterator[Server]:
