@@ -47,7 +47,11 @@ class Route:
         if tunnel is not None and not url.secure:
             return tunnel
         settings = DialSettings(
-            no_delay=options.no_delay, ssl_context=self.ssl_context, server_name=self.server_name, tunnel=tunnel
+            no_delay=options.no_delay,
+            ssl_context=self.ssl_context,
+            server_name=self.server_name,
+            tunnel=tunnel,
+            streams_per_connection=options.streams_per_connection,
         )
         return dialer(_endpoint_of(url, options), settings)
 

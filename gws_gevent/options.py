@@ -264,6 +264,8 @@ class ClientOptions(ConnectionOptions):
     """Bytes of status line and headers of the server's answer."""
     max_redirects: int = _count(10)
     """Redirects that one `connect` follows. 0: none, and a redirect is a HandshakeRefused."""
+    streams_per_connection: int = _count(100, least=1)
+    """WebSockets that may share one connection to a server, with transports that can carry several (quic). 1: each has its own."""
     transport_params: Mapping[str, str | float] = field(default_factory=dict)
     """Parameters of the transport, as they stand behind the `?` of an endpoint: `{"mode": "fast", "mtu": 1200}` for ws+kcp."""
 

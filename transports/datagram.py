@@ -69,6 +69,9 @@ LARGEST: Final = 65536
 #: Bytes that the kernel is asked to queue for a socket: what arrives while Python does something else for 20 ms.
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 
+#: Errors of a send that say nothing of the peer: there is no room now, or the datagram is too large.
+_FULL: Final = {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, errno.EPERM}
+
 # <linux/in.h>, <linux/in6.h>: set "don't fragment" and leave the size of datagrams to the protocol.
 _MTU_DISCOVER: Final = {_socket.AF_INET: (_socket.IPPROTO_IP, 10), _socket.AF_INET6: (_socket.IPPROTO_IPV6, 23)}
 _PROBE: Final = 3
@@ -246,7 +249,7 @@ class UdpPort(DatagramPort):
         except OSError as error:
             # A full buffer, a route that is gone: to the protocol it is a datagram lost like any other.
             self.lost += 1
-            if self._is_connected and error.errno == errno.ECONNREFUSED:
+            if self._is_connected and error.errno not in _FULL:
                 self._tell(error)
 
     def touch(self, session: DatagramSession) -> None:
@@ -258,6 +261,11 @@ class UdpPort(DatagramPort):
     def share_address(self) -> None:
         if self._socket is not None and sys.platform == "linux":
             self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+
+    def again(self, address: Address) -> UdpPort:
+        """A connected port: return another one to the same peer, from whatever address this machine has now; an OSError."""
+        family = _socket.AF_INET6 if len(self.local_address) == 4 else _socket.AF_INET
+        return UdpPort(_connected_to(family, address), connected=True)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -327,8 +335,11 @@ def listening_port(endpoint: Endpoint) -> UdpPort:
         raise as_transport_error(error, f"listen on {endpoint}") from error
 
 
-def connected_port(endpoint: Endpoint) -> tuple[UdpPort, Address]:
-    """Make a UDP port for a client and connect it to the first address of the endpoint's host; return the port and that address.
+def connected_port(endpoint: Endpoint, choice: tuple[int, Address] | None = None) -> tuple[UdpPort, Address]:
+    """Make a UDP port for a client and connect it; return the port and the address it leads to.
+
+    Args:
+        choice: (family, address), one of those that `accepting.resolve` gave. None: the first one of the endpoint's host.
 
     Raises:
         EndpointError: the endpoint has no host or no port.
@@ -337,16 +348,20 @@ def connected_port(endpoint: Endpoint) -> tuple[UdpPort, Address]:
     if not endpoint.host or not endpoint.port:
         raise EndpointError(f"{str(endpoint)!r}: to connect, a host and a port are needed")
     try:
-        family, address = resolve(endpoint.host, endpoint.port)[0]
-        sock = _socket.socket(family, _socket.SOCK_DGRAM)
-        try:
-            sock.connect(address)
-            return UdpPort(sock, connected=True), address
-        except BaseException:
-            sock.close()
-            raise
+        family, address = choice if choice is not None else resolve(endpoint.host, endpoint.port)[0]
+        return UdpPort(_connected_to(family, address), connected=True), address
     except OSError as error:
         raise as_transport_error(error, f"connect to {endpoint}") from error
+
+
+def _connected_to(family: int, address: Address) -> _socket.socket:
+    sock = _socket.socket(family, _socket.SOCK_DGRAM)
+    try:
+        sock.connect(address)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _bound(endpoint: Endpoint) -> _socket.socket:

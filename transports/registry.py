@@ -35,6 +35,7 @@ _BUILT_IN: Final = {
     "tls": _BuiltIn("gws_gevent.transports.tls"),
     "unix": _BuiltIn("gws_gevent.transports.unix"),
     "memory": _BuiltIn("gws_gevent.transports.memory"),
+    "quic": _BuiltIn("gws_gevent.transports.quic", "quic"),
     "kcp": _BuiltIn("gws_gevent.transports.kcp", "kcp"),
 }
 

@@ -32,12 +32,13 @@ class DatagramSession(ABC):
     that is being read, or once per turn of the loop.
     """
 
-    __slots__ = ("_due", "_entry", "_is_dirty")
+    __slots__ = ("_due", "_entry", "_is_dirty", "_is_forgotten")
 
     def __init__(self) -> None:
         self._due: float | None = None
         self._entry: tuple[float, int, DatagramSession] | None = None
         self._is_dirty = False
+        self._is_forgotten = False
 
     @abstractmethod
     def flush(self, now: float) -> float | None:
@@ -70,7 +71,7 @@ class Schedule:
 
     def touch(self, session: DatagramSession) -> None:
         """Have `session` flushed soon."""
-        if session._is_dirty:
+        if session._is_dirty or session._is_forgotten:
             return
         session._is_dirty = True
         self._dirty.append(session)
@@ -78,7 +79,8 @@ class Schedule:
             self._wake()
 
     def forget(self, session: DatagramSession) -> None:
-        """The session has ended: it is not asked any more."""
+        """The session has ended: it is not asked any more, and cannot come back."""
+        session._is_forgotten = True
         session._due = None
         if session._entry is not None:
             session._entry = None
@@ -141,6 +143,8 @@ class Schedule:
         except Exception as error:
             self._failed(session, error)
             return
+        if session._is_forgotten:
+            return
         session._due = due
         # A deadline that is put off leaves its entry where it is: most are put off again before it comes up.
         if due is not None and (session._entry is None or due < session._entry[0]):
@@ -156,7 +160,7 @@ class Schedule:
 
     def _tidy(self) -> None:
         if len(self._heap) > 2 * self._live + STALE_ENTRIES:
-            self._heap = [entry for entry in self._heap if entry[2]._entry is entry]
+            self._heap[:] = [entry for entry in self._heap if entry[2]._entry is entry]  # the same list: others hold it
             heapify(self._heap)
 
     def _failed(self, session: DatagramSession, error: Exception) -> None:

@@ -34,9 +34,9 @@ def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a parameter of the transport, as behind the ? of an endpoint: --param mode=fast3 with ws+kcp; may be repeated",
     )
-    add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
-    add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
-    add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
+    add("--insecure", action="store_true", help="with TLS: accept any certificate; anyone in between can then read and change all")
+    add("--ca", metavar="FILE", help="with TLS: trust these authorities (PEM) instead of the system's")
+    add("--cert", metavar="FILE", help="with TLS over TCP: show the server this certificate (PEM)")
     add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
 
 
@@ -99,6 +99,8 @@ def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
             return None
         context = client_context(args.ca, verify=not args.insecure)
         if args.cert is not None:
+            if "+" in url.scheme:
+                raise UsageError(f"--cert: {url.scheme} shows no certificates")
             server_context(TlsFiles(args.cert, args.key))  # says which of the files is wrong, if one is
             context.load_cert_chain(args.cert, args.key)
         return context

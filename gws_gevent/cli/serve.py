@@ -38,7 +38,9 @@ SUMMARY = "run a WebSocket server"
 
 DEFAULT_ENDPOINT = "127.0.0.1:3001"
 #: Endpoints of these schemes have no use for a certificate.
-PLAIN_SCHEMES = frozenset({"tcp", "unix"})
+PLAIN_SCHEMES = frozenset({"tcp", "unix", "kcp"})
+#: Endpoints of these schemes need one.
+ENCRYPTED_SCHEMES = frozenset({"tls", "quic"})
 #: Where this package is.
 _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -177,7 +179,7 @@ def _check_certificates(endpoints: Sequence[Endpoint], tls: bool) -> None:
     if tls and all(endpoint.scheme in PLAIN_SCHEMES for endpoint in endpoints):
         raise UsageError(f"--cert: no endpoint uses TLS: {' '.join(map(str, endpoints))}")
     for endpoint in endpoints:
-        if endpoint.scheme == "tls" and not tls and "cert" not in endpoint.params:
+        if endpoint.scheme in ENCRYPTED_SCHEMES and not tls and "cert" not in endpoint.params:
             raise UsageError(f"--bind {endpoint}: needs --cert, or ?cert=FILE&key=FILE behind the port")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,23 @@ class Setting:
     endpoint: str
     listen_settings: ListenSettings
     dial_settings: DialSettings
+    params: dict[str, str] = field(default_factory=dict)
+    """Parameters of the endpoints of both sides."""
 
     def listen(self, endpoint: str) -> Listener:
-        return registry.listen(endpoint, self.listen_settings)
+        return registry.listen(self.with_params(endpoint), self.listen_settings)
 
     def dialer(self, endpoint: str) -> Dialer:
-        return registry.dialer(endpoint, self.dial_settings)
+        return registry.dialer(self.with_params(endpoint), self.dial_settings)
+
+    def with_params(self, endpoint: str) -> str:
+        query = "&".join(f"{name}={value}" for name, value in self.params.items())
+        return f"{endpoint}?{query}" if query else endpoint
 
 
 @pytest.fixture
 def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Setting]:
-    """Return a function that sets up a transport by name: memory, tcp, tcp6, tls, unix or abstract."""
+    """Return a function that sets up a transport by name: memory, tcp, tcp6, tls, unix, abstract, quic, kcp or kcp-KIND."""
     endpoints = {
         "memory": "memory:conformance",
         "tcp": "tcp://127.0.0.1:0",
@@ -88,13 +94,21 @@ def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Settin
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
         "kcp": "kcp://127.0.0.1:0",
+        "quic": "quic://127.0.0.1:0",
         "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
+
+    kinds = {
+        "kcp-messages": {"stream": "0"},
+        "kcp-stock": {"cookie": "0", "linger": "0.5"},
+        "kcp-key": {"key-file": str(tmp_path / "kcp.key")},
+    }
+    (tmp_path / "kcp.key").write_text(os.urandom(32).hex())
 
     def make(name: str) -> Setting:
         listen_settings = ListenSettings(tls=TlsFiles(certificates.cert, certificates.key))
         dial_settings = DialSettings(ssl_context=client_context(certificates.ca), server_name="localhost")
-        return Setting(endpoints[name], listen_settings, dial_settings)
+        return Setting(endpoints[name.partition("-")[0]], listen_settings, dial_settings, kinds.get(name, {}))
 
     return make
 

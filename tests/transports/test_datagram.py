@@ -162,6 +162,31 @@ def test_a_forgotten_session_is_not_asked() -> None:
     assert schedule.next_deadline() is None
 
 
+def test_a_session_that_ends_itself_when_it_is_asked_is_not_asked_again() -> None:
+    schedule = Schedule(lambda: None)
+
+    class Last(Session):
+        def on_deadline(self, now: float) -> None:
+            super().on_deadline(now)
+            schedule.forget(self)
+
+        def flush(self, now: float) -> float | None:
+            if self.flushed and not self.expired:
+                schedule.forget(self)
+            return super().flush(now)
+
+    for turn in range(2):
+        session = Last()
+        session.due = 5.0
+        for _ in range(2 - turn):
+            schedule.touch(session)
+            schedule.run(1.0)
+        schedule.touch(session)
+        schedule.run(10.0)
+        assert schedule.next_deadline() is None
+        assert (len(session.flushed), len(session.expired)) == ((2, 0) if turn == 0 else (1, 1))
+
+
 # --- The fine timer -------------------------------------------------------------------------------------------------------------
 
 

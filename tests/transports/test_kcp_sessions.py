@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gws_gevent.exceptions import TransportError
-from gws_gevent.transports.kcp_cookie import COOKIE_LIFE, Control, Controls, Kind
-from gws_gevent.transports.kcp_core import HEADER
-from gws_gevent.transports.kcp_server import REMEMBERED, REMEMBERED_STOCK
+from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, Control, Controls, Kind
+from gws_gevent.transports.kcp.core import HEADER
+from gws_gevent.transports.kcp.server import REMEMBERED, REMEMBERED_STOCK
 from gws_gevent.transports.simulated import Impairment, SimulatedPort
 from tests.support import require_module
 from tests.transports.kcp_net import BAD_LINE, CLIENT, SERVER, KcpNet

@@ -1,8 +1,8 @@
 """One KCP session: the core between an application that reads and writes and a port that sends and receives.
 
 Belongs here: everything that KCP itself lacks: an end, a close that waits for its acknowledgement, a reset, limits, life signs,
-the cap on what goes to an address that nobody has shown to be his. Does not belong here: how a session begins (kcp_server.py,
-kcp_client.py), who waits for it (kcp_stream.py).
+the cap on what goes to an address that nobody has shown to be his. Does not belong here: how a session begins (server.py,
+client.py), who waits for it (stream.py).
 
 What is not read stays in the core, whose window shrinks with each message, down to none at all. What is written is taken while
 the core's send window has room. So a session holds at most `sndwnd + rcvwnd` segments, and nothing beside them.
@@ -22,10 +22,10 @@ from typing import Any, Final, Protocol
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.datagram import DatagramPort, DatagramSession
-from gws_gevent.transports.kcp_cipher import Seal
-from gws_gevent.transports.kcp_cookie import Code, Control, Controls, Kind
-from gws_gevent.transports.kcp_core import HEADER, MAX_FRAGMENTS, Core, Outbox, Tuning
-from gws_gevent.transports.kcp_params import KcpParams
+from gws_gevent.transports.kcp.cipher import Seal
+from gws_gevent.transports.kcp.cookie import Code, Control, Controls, Kind
+from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox, Tuning
+from gws_gevent.transports.kcp.params import KcpParams
 
 __all__ = ["KcpSession", "SessionParts", "Watcher"]
 

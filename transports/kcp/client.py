@@ -1,7 +1,7 @@
 """The client's side of a KCP session: the exchange of cookies, and then the one session of its port.
 
-Belongs here: what is sent until there is a session. Does not belong here: sockets, waiting (kcp.py), a session's life
-(kcp_session.py).
+Belongs here: what is sent until there is a session. Does not belong here: sockets, waiting (endpoints.py), a session's life
+(session.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.datagram import Address, DatagramPort, DatagramProtocol, DatagramSession
-from gws_gevent.transports.kcp_cipher import Bare, Seal
-from gws_gevent.transports.kcp_cookie import COOKIE_LIFE, NONCE, Code, Control, Controls, Kind
-from gws_gevent.transports.kcp_core import HEADER, MakeCore
-from gws_gevent.transports.kcp_params import KcpParams
-from gws_gevent.transports.kcp_server import make_seal, overhead_of
-from gws_gevent.transports.kcp_session import KcpSession, SessionParts
+from gws_gevent.transports.kcp.cipher import Bare, Seal
+from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, NONCE, Code, Control, Controls, Kind
+from gws_gevent.transports.kcp.core import HEADER, MakeCore
+from gws_gevent.transports.kcp.params import KcpParams
+from gws_gevent.transports.kcp.server import make_seal, overhead_of
+from gws_gevent.transports.kcp.session import KcpSession, SessionParts
 
 __all__ = ["KcpClient"]
 
