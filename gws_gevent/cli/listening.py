@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: Endpoints of these schemes have no use for a certificate.
-PLAIN_SCHEMES = frozenset({"tcp", "unix"})
+PLAIN_SCHEMES = frozenset({"tcp", "unix", "kcp"})
 #: Those of these cannot do without.
 SECURE_SCHEMES = frozenset({"tls", "quic", "h3"})
 LEVELS = ("debug", "info", "warning", "error", "critical")
