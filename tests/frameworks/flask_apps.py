@@ -57,25 +57,25 @@ def make(parts: Sequence[str]) -> Flask:
 def add_routes(sock: Any, prefix: str) -> None:
     """What flask-sock's documentation does, and what is known to go wrong with it."""
 
-    @sock.route(f"{prefix}/echo")
+    @sock.route(f"{prefix}/echo", endpoint=f"echo{len(prefix)}")
     def echo(ws: Any) -> None:
         while True:
             ws.send(ws.receive())
 
-    @sock.route(f"{prefix}/big")
+    @sock.route(f"{prefix}/big", endpoint=f"big{len(prefix)}")
     def big(ws: Any) -> None:
         ws.send(b"x" * BIG)
         ws.receive()
 
-    @sock.route(f"{prefix}/bye")
+    @sock.route(f"{prefix}/bye", endpoint=f"bye{len(prefix)}")
     def bye(ws: Any) -> None:
         ws.close(4001, "enough")
 
-    @sock.route(f"{prefix}/return")
+    @sock.route(f"{prefix}/return", endpoint=f"return{len(prefix)}")
     def returns(ws: Any) -> None:
         ws.send(session.get("name", "nobody"))
 
-    @sock.route(f"{prefix}/error")
+    @sock.route(f"{prefix}/error", endpoint=f"error{len(prefix)}")
     def error(ws: Any) -> None:
         ws.send("now")
         raise ZeroDivisionError
@@ -89,9 +89,10 @@ def add_socketio(app: Flask, install: bool) -> None:
     app.config["SOCKETIO"] = socketio
     seen = app.config["FACTS"] = []
     if install:
+        from gws_gevent import ServerOptions
         from gws_gevent.integrations.engineio import install as install_ours
 
-        install_ours(socketio)
+        install_ours(socketio, ServerOptions(close_timeout=0.5))
 
     @socketio.on("connect")
     def connected(auth: Any = None) -> Any:
