@@ -15,6 +15,10 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from gevent._hub_local import get_hub_if_exists
+from gevent.hub import get_hub
+from gevent.monkey import get_original
+
 from gws_gevent.exceptions import GwsError, Refusal
 from gws_gevent.handshake import Headers, refusal_response
 from gws_gevent.http_head import Request
@@ -41,9 +45,30 @@ def foreign_takeover(environ: MutableMapping[str, Any]) -> Takeover:
     """
     takeover = environ.get(KEY)
     if takeover is None:
+        _see_to_the_hub()
         sock = _find_socket(environ)
         takeover = environ[KEY] = ForeignTakeover(SocketOfOthers(sock, environ), _request_of(environ))
     return takeover
+
+
+class _Hub:
+    """Destroys a thread's hub, with its descriptors, at the end of the thread."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+
+    def __del__(self) -> None:
+        self._hub.destroy(destroy_loop=True)
+
+
+#: A real thread-local: what stands in it goes when its thread does.
+_at_thread_end = get_original("_thread", "_local")()
+
+
+def _see_to_the_hub() -> None:
+    """A server with a thread for each request, as Werkzeug's, leaves each of them the hub that waiting in it has made."""
+    if get_hub_if_exists() is None:
+        _at_thread_end.hub = _Hub(get_hub())
 
 
 def _find_socket(environ: MutableMapping[str, Any]) -> Any:
@@ -109,6 +134,8 @@ class ForeignTakeover(Takeover):
 
 class SocketOfOthers:
     """A server's socket, and its environ."""
+
+    stopping = False
 
     def __init__(self, sock: Any, environ: MutableMapping[str, Any]) -> None:
         self._socket = sock

@@ -21,10 +21,9 @@ import gevent.socket
 from gevent import pywsgi
 
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
-from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import parse_request, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
-from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler
+from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler, is_misread
 from gws_gevent.opening import TO_APP
 from gws_gevent.options import WsgiSettings
 from gws_gevent.stream_socket import Intake, StreamSocket, TakenSocket, as_socket_error
@@ -167,6 +166,7 @@ class Visit:
                         return False
                     raise Refusal(400)
             self.request = parse_request(reader.head)
+            self.tainted = self.tainted or is_misread(self.request)
             self._head, self.behind = reader.head, reader.rest
         except HandshakeError as error:
             if isinstance(error, Refusal) and error.status == 431:
@@ -210,6 +210,7 @@ class Visit:
     def ask_app(self) -> EventHandler | None:
         """Serve one request: TO_APP: read the next; the handler that the connection is upgraded for; None: it has ended."""
         handler = self._handler or self._make_handler()
+        handler.client_address = self._remote or self.conn.stream.info("peername")
         self._intake.put_back(self._head + self.behind)
         self._head = self.behind = b""
         handler.time_start, handler.time_finish = time.time(), 0
@@ -225,9 +226,8 @@ class Visit:
         self._socket = StreamSocket(self.conn.stream, self._send)
         self._intake = Intake(self._receive, self._socket)
         self.reader = io.BufferedReader(self._intake)
-        address = self._remote or self.conn.stream.info("peername")
         server = self.front.server
-        handler: WSGIHandler = server.handler_class(self._socket, address, server, self.reader)
+        handler: WSGIHandler = server.handler_class(self._socket, None, server, self.reader)
         handler.carrier = self
         self._handler = handler
         return handler
@@ -235,8 +235,6 @@ class Visit:
     def _upgrade(self, accepted: Accepted) -> EventHandler | None:
         conn = self.connection(accepted.service, accepted.session)
         switch(conn, accepted, self)
-        if self.service.stopping:
-            conn.write_close(CloseCode.GOING_AWAY)
         return accepted.handler
 
     def _end(self, handler: WSGIHandler, result: Any) -> None:
@@ -293,6 +291,11 @@ class Visit:
 
     def keep(self) -> None:
         """See HandlerCarrier: it lives on anyway."""
+
+    @property
+    def stopping(self) -> bool:
+        """See Carrier."""
+        return self.service.stopping
 
     def service_of(self, own: Callable[[], ServerService], upgrader: Any) -> ServerService:
         """See Carrier."""

@@ -286,13 +286,19 @@ class ServerService(Service):
 
         Who has sent no request yet takes no place: neither a crowd that comes at once, nor who says nothing, keeps others out.
         """
-        limit = self.options.max_connections
-        if limit is None:
-            return True
-        if len(self._admitted) >= limit and conn not in self._admitted:
+        if self.is_full() and conn not in self._admitted:
             return False
-        self._admitted.add(conn)
+        self.take_place(conn)
         return True
+
+    def is_full(self) -> bool:
+        """All of `max_connections` places are taken."""
+        return self.options.max_connections is not None and len(self._admitted) >= self.options.max_connections
+
+    def take_place(self, conn: Connection) -> None:
+        """One of them is this connection's, to its end."""
+        if self.options.max_connections is not None:
+            self._admitted.add(conn)
 
     def give_place_back(self, conn: Connection) -> None:
         """It has no request under way any more."""
@@ -391,6 +397,10 @@ class GuestService(ServerService):
     def __init__(self, home: ServerService, options: ServerOptions) -> None:
         ServerService.__init__(self, None, options, None, home._on_error, home=home)
         self._home = home
+
+    def is_full(self) -> bool:
+        """Who got this far has a place of the home's."""
+        return False
 
     def account(self, change: int) -> None:
         """See Service."""

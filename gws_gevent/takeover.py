@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gws_gevent.exceptions import GwsError, Refusal
+from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import Acceptance, accept_response, refusal_response
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ StartResponse = Callable[..., Any]
 
 class Carrier(Protocol):
     """What is below a request, as its server knows it."""
+
+    @property
+    def stopping(self) -> bool:
+        """The server is stopping: new connections are closed with 1001."""
 
     def service_of(self, own: Callable[[], ServerService], upgrader: object) -> ServerService:
         """Return the service whose options hold for connections that `upgrader` opens here.
@@ -104,15 +109,17 @@ class Takeover:
         accepted: what is to be done once the app has returned.
         conn: the connection that the app reads itself.
         refusal: sent once the app has returned, whatever it answers.
+        refused: an upgrade was refused: the connection is closed, for what stands between may believe that it has become another.
     """
 
-    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "over", "refusal", "request", "socket")
+    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "over", "refusal", "refused", "request", "socket")
 
     def __init__(self, carrier: Carrier, request: Request | None) -> None:
         self.carrier = carrier
         self.request = request
         self.answered = False
         self.over = False
+        self.refused = False
         self.by: str | None = None
         self.accepted: Accepted | None = None
         self.conn: Connection | None = None
@@ -135,6 +142,7 @@ class Takeover:
 
     def refuse(self, refusal: Refusal, start_response: StartResponse | None) -> Answer:
         """Refuse the request: through `start_response`, or, where a view has none, in place of whatever it answers."""
+        self.refused = True
         if start_response is not None:
             return Answer.of(refusal)({}, start_response)
         self.by = "a refusal"
@@ -171,3 +179,5 @@ def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
     conn.stream.send_all(accept_response(acceptance, options.response_headers))
     remote = carrier.remote(accepted.service, accepted.request)
     conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, carrier.rest())
+    if carrier.stopping:
+        conn.write_close(CloseCode.GOING_AWAY)

@@ -1,32 +1,27 @@
 """`gws-gevent serve`: a server from the command line.
 
 Belongs here: arguments, signals, the line that tells the addresses. Does not belong here: the default handlers (demo.py),
-reading `--option` (option_texts.py).
+reading `--option` (option_texts.py), importing what the user names (loading.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
-import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
-from operator import attrgetter
-from typing import Any
 
 import gevent
+import gevent.monkey
 from gevent.event import Event
 
 from gws_gevent.cli.demo import Demo
 from gws_gevent.cli.errors import UsageError, describe, positive_seconds, problem_of_scheme, writing_output
+from gws_gevent.cli.loading import load_app, load_handler
 from gws_gevent.cli.option_texts import describe_options, server_options
 from gws_gevent.exceptions import EndpointError, GwsError
-from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.options import ServerOptions
 from gws_gevent.server import Server
 from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
@@ -39,8 +34,6 @@ SUMMARY = "run a WebSocket server"
 DEFAULT_ENDPOINT = "127.0.0.1:3001"
 #: Endpoints of these schemes have no use for a certificate.
 PLAIN_SCHEMES = frozenset({"tcp", "unix"})
-#: Where this package is.
-_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _EPILOG = """\
@@ -61,6 +54,7 @@ options for --option NAME=VALUE, with their defaults (numbers, sizes such as 16M
 examples:
   gws-gevent serve
   gws-gevent serve --bind :3001 unix:/run/app.sock --handler app:handler --option max_connections=1000
+  gws-gevent serve --wsgi app:app --patch --handler chat:Chat
   gws-gevent serve --bind :443 --cert fullchain.pem --key privkey.pem --option origins=https://example.org
 """
 
@@ -75,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an EventHandler, a subclass of it, or a function that takes a connection, also from the current folder; it serves "
         "every path (default: an echo on /echo, a chat room on /chat, and a page that uses both on /)",
     )
+    add(
+        "--wsgi",
+        metavar="MODULE:APP",
+        help="a WSGI app, as of Flask, Django or Bottle, also from the current folder; it gets every request that does not "
+        "ask for WebSocket, and without --handler those too",
+    )
+    add("--patch", action="store_true", help="call gevent.monkey.patch_all() before the app and the handler are imported")
     add("--cert", metavar="FILE", help="certificate chain in PEM form")
     add("--key", metavar="FILE", help="its private key in PEM form (default: in the certificate's file)")
     add("--client-ca", metavar="FILE", help="accept only clients with a certificate that one of these authorities signed")
@@ -100,12 +101,15 @@ def _backlog(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
+    if args.patch:
+        # Nothing of the user's has been imported yet, and what is imported of ours does not care.
+        gevent.monkey.patch_all()
     settings = ListenSettings(backlog=args.backlog, tls=_tls_files(args))
     endpoints = [_endpoint(text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
     _check_certificates(endpoints, settings.tls is not None)
     options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = _make_server(args.handler, options)
+    server = _make_server(args, options)
     has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
     stopping = Event()
     # Before the addresses are printed: whoever reads them may send a signal at once.
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with writing_output():
             print("serving on", *server.addresses, flush=True)
-        if args.handler is None:
+        if args.handler is None and args.wsgi is None:
             _show_the_page(server.addresses)
         stopping.wait()
     finally:
@@ -191,78 +195,12 @@ def _reload(server: Server) -> None:
         log.info("certificates reloaded")
 
 
-# The handler
-
-
-def _make_server(name: str | None, options: ServerOptions) -> Server:
-    if name is None:
-        return Server(options=options, on_request=Demo())
+def _make_server(args: argparse.Namespace, options: ServerOptions) -> Server:
+    handler = load_handler(args.handler) if args.handler is not None else None
+    app = load_app(args.wsgi) if args.wsgi is not None else None
     try:
-        return Server(_load_handler(name), options)
+        if handler is None and app is None:
+            return Server(options=options, on_request=Demo())
+        return Server(handler, options, wsgi=app)
     except ValueError as error:  # an option that this handler cannot have
         raise UsageError(f"--option {error}") from error
-
-
-def _load_handler(name: str) -> EventHandler:
-    module_name, separator, path = name.partition(":")
-    if not separator or not module_name or not path:
-        raise UsageError(f"--handler {name}: must be MODULE:OBJECT")
-    if os.sep in module_name or module_name.startswith("."):
-        raise UsageError(f"--handler {name}: MODULE is a module's name, such as app or package.app, not a path")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = import_module(module_name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and module_name.endswith(".py"):
-            raise UsageError(f"--handler {name}: did you mean {module_name.removesuffix('.py')}:{path}?") from error
-        raise UsageError(f"--handler {name}: {module_name} cannot be imported: {_with_place(error)}") from error
-    try:
-        found = attrgetter(path)(module)
-    except AttributeError:
-        raise UsageError(f"--handler {name}: {module_name} has no {path}") from None
-    return _as_handler(found, name)
-
-
-def _as_handler(found: Any, name: str) -> EventHandler:
-    if inspect.iscoroutinefunction(found):
-        raise UsageError(f"--handler {name}: is a coroutine function; a handler here is a plain function")
-    if isinstance(found, type):
-        if not issubclass(found, EventHandler):
-            raise UsageError(f"--handler {name}: is a class, but no EventHandler")
-        try:
-            return found()
-        except Exception as error:
-            raise UsageError(f"--handler {name}: cannot be made without arguments: {_with_place(error)}") from error
-    try:
-        handler = as_handler(found)
-    except TypeError as error:
-        raise UsageError(f"--handler {name}: {error}") from error
-    if handler is not found:
-        _check_takes_a_connection(found, name)
-    return handler
-
-
-def _check_takes_a_connection(function: Any, name: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # as of some that are written in C: it will show
-    try:
-        signature.bind(None)
-    except TypeError as error:
-        raise UsageError(f"--handler {name}: is to be called with one argument, the connection: {error}") from error
-
-
-def _with_place(error: BaseException) -> str:
-    """An error in the user's code in one line: its kind, its text, and the last place outside of this package on the way to it."""
-    said = f"{type(error).__name__}: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
-    # A module that is not there, or a syntax error, is raised in the machinery of imports, which helps nobody.
-    if isinstance(error, SyntaxError) or not frames or frames[-1].filename.startswith("<frozen importlib"):
-        return said
-    # What is compiled or generated has no absolute path.
-    while frames and (frames[-1].filename.startswith(_OURS) or not os.path.isabs(frames[-1].filename)):
-        frames.pop()
-    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said

@@ -13,10 +13,11 @@ import errno
 import io
 import logging
 from collections.abc import Callable, MutableMapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
+from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal
@@ -85,6 +86,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     carrier: Any = None
     code: Any
+    socket: Any
     status: Any
     response_headers: Any
     request: Request | None = None
@@ -183,7 +185,9 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if not self._connection_upgrade_requested():
             pywsgi.WSGIHandler.process_result(self)
             return
-        for data in self.result:
+        # The app may have taken the connection, or do so while its answer is made.
+        answer = iter(self.result) if takeover.by is None else ()
+        for data in answer:
             if takeover.by is not None:
                 return
             if data:
@@ -200,20 +204,23 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         assert takeover is not None
         try:
             self.before_application(self.environ)
-            # A context that lives on would keep what the app puts into it, the request among it.
-            copy_context().run(pywsgi.WSGIHandler.run_application, self)
+            _throw_away_context().run(pywsgi.WSGIHandler.run_application, self)
         except StopIteration:
             if not self._connection_upgrade_requested():
                 raise
             takeover.by = takeover.by or "the app, which says so by StopIteration"
+        except GreenletExit:
+            # The base class would answer 500 and go on.
+            self.close_connection = True
+            raise
         except Exception as error:
             if takeover.by is None:
                 raise
             log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
         if takeover.by is not None:
             self._connection_was_taken(takeover)
-        elif self.code == 101:
-            # The app has spoken another protocol by itself: what follows on this connection is no HTTP.
+        elif self.code == 101 or takeover.refused:
+            # 101: the app has spoken another protocol by itself, and what follows on this connection is no HTTP.
             self.close_connection = True
 
     def _connection_was_taken(self, takeover: Takeover) -> None:
@@ -231,6 +238,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.after_takeover(takeover)
         if takeover.accepted is not None:
             self.carrier.keep()
+            self.socket = None  # which the base class would close
         if takeover.conn is not None:
             takeover.conn.close()
         if takeover.socket is not None:
@@ -244,14 +252,32 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.__dict__.pop(name, None)
 
 
+def _throw_away_context() -> Context:
+    """A context for one request: one that lives on would keep what the app puts into it, the request among it.
+
+    To copy where there is none would make one for as long as the greenlet lives.
+    """
+    return Context() if getcurrent().gr_context is None else copy_context()
+
+
 def _swallow(_data: bytes) -> None:
     """What `start_response` returns once nobody listens to the app any more."""
+
+
+def is_misread(request: Request) -> bool:
+    """Tell whether pywsgi looks for the end of this request's body where others do not.
+
+    To it any transfer coding but a single "chunked" is no body at all.
+    """
+    codings = request.headers.get_all("transfer-encoding")
+    return bool(codings) and [coding.lower() for coding in codings] != ["chunked"]
 
 
 class SocketCarrier:
     """A connection of a `gevent.pywsgi.WSGIServer`: a socket of gevent's, maybe with TLS. It has no deadlines."""
 
     close_timeout = CLOSE_TIMEOUT
+    stopping = False
 
     def __init__(self, sock: Any) -> None:
         self.tainted = False
@@ -271,7 +297,9 @@ class SocketCarrier:
                 if not piece:
                     raise Refusal(400)
                 taken += piece
-            return parse_request(reader.head)
+            request = parse_request(reader.head)
+            self.tainted = self.tainted or is_misread(request)
+            return request
         except HandshakeError:
             self.tainted = self.tainted or bool(taken)
             return None
@@ -333,6 +361,7 @@ def new_connection(stream: Stream, service: ServerService, session: MutableMappi
     """Return a connection, not yet open, on a stream that no Server of ours has accepted."""
     conn = Connection(stream, service)
     service.connections[conn] = None
+    service.take_place(conn)
     conn.move_to(service, session)
     conn.add_close_callback(service.closed)
     return conn
