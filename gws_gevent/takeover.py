@@ -158,7 +158,11 @@ class Takeover:
         """Upgrade now."""
         carrier = self.carrier
         conn = carrier.connection(accepted.service, accepted.session)
-        switch(conn, accepted, carrier)
+        try:
+            switch(conn, accepted, carrier)
+        except BaseException:
+            conn.abort()  # nobody else knows of it
+            raise
         self.conn = conn
         return conn
 
