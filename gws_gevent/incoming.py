@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import MutableMapping
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -169,7 +170,10 @@ class Incoming(Deadlines):
     def _handle_in_pool(self, handler: Any, message: Message) -> None:
         if self._pool is None:
             self._pool = Pool(self._service.options.parallel)
-        self._pool.spawn(self._handle_one_of_many, handler, message)
+        one = gevent.Greenlet(self._handle_one_of_many, handler, message)
+        # A greenlet begins with no context variable set; this one is to find those of the connection.
+        one.gr_context = copy_context()
+        self._pool.start(one)
 
     def _handle_one_of_many(self, handler: Any, message: Message) -> None:
         try:
@@ -212,6 +216,7 @@ class Incoming(Deadlines):
             return False
         self._may_park = False
         self._parked = True
+        self._service.keep_context(self, self._greenlet.gr_context)
         self._greenlet = None
         self._service.runtime.greenlet_given_back()
         return True
@@ -219,7 +224,11 @@ class Incoming(Deadlines):
     def on_readable(self) -> None:
         """In the hub, or where a parked connection has just been ended: go on in a new greenlet."""
         self._parked = self._reading = False
-        self._service.hub.loop.run_callback(greenlet(self, self._service.hub).switch)
+        fresh = greenlet(self, self._service.hub)
+        context = self._service.take_context(self)
+        if context is not None:
+            fresh.gr_context = context
+        self._service.hub.loop.run_callback(fresh.switch)
 
     def _watch_idleness(self) -> None:
         """Park when nothing has come for `park_after` seconds, where the stream is one that can do without a greenlet."""

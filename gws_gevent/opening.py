@@ -62,6 +62,10 @@ OnRequest = Callable[[Request], Any]
 OnError = Callable[["Stream | None", Exception], object]
 
 
+def _nobody(*_told: object) -> None:
+    """Whom to tell where nobody asked."""
+
+
 class Front(Protocol):
     """What serves HTTP on the connections of a server: see http_front.py."""
 
@@ -110,6 +114,10 @@ class ServerService(Service):
         self._idle: set[Connection] = set()
         # Counted only where there is a limit.
         self._admitted: set[Connection] = set()
+        #: See Server.
+        self.on_upgrade: Callable[[Connection, Request], object] = _nobody
+        self.accepting: Callable[[bool], object] = _nobody
+        self._full = False
 
     def open(self, conn: Connection) -> EventHandler | None:
         try:
@@ -203,6 +211,7 @@ class ServerService(Service):
                     self.refuse(conn, Refusal(500), request)
             raise
         conn.accepted(acceptance.subprotocol, acceptance.deflate, request, remote, rest)
+        self.upgraded(conn, request)
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)
         return handler
@@ -308,6 +317,9 @@ class ServerService(Service):
         """A connection's greenlet has come to its end."""
         self._admitted.discard(conn)
         Service.closed(self, conn)
+        if self._full and len(self.connections) < (self.options.accept_limit or 0) and not self.stopping:
+            self._full = False
+            self.accepting(True)
 
     def guest(self, upgrader: object, options: ServerOptions) -> GuestService:
         """Return what the connections share that `upgrader` opens in this server's WSGI app, with its own options."""
@@ -317,9 +329,23 @@ class ServerService(Service):
         return guest
 
     def is_beyond_refusing(self) -> bool:
-        """True when so many connections wait for their 503 that the next is dropped unanswered."""
+        """True when so many connections wait for their 503 that the next is dropped unanswered. Asked about each that comes."""
         limit = self.options.max_connections
-        return limit is not None and len(self.connections) >= 2 * limit + 100
+        if limit is not None and len(self.connections) >= 2 * limit + 100:
+            return True
+        limit = self.options.accept_limit
+        if limit is not None and len(self.connections) + 1 >= limit and not self._full:
+            # The one that has come is the last for now.
+            self._full = True
+            self.accepting(False)
+        return False
+
+    def upgraded(self, conn: Connection, request: Request) -> None:
+        """The opening handshake is done: tell who wants to know."""
+        try:
+            self.on_upgrade(conn, request)
+        except Exception as error:
+            self.log(logging.ERROR, conn, "on_upgrade failed", error=error)
 
     def _route(self, request: Request) -> EventHandler | Response:
         if self._on_request is None:
@@ -397,6 +423,7 @@ class GuestService(ServerService):
     def __init__(self, home: ServerService, options: ServerOptions) -> None:
         ServerService.__init__(self, None, options, None, home._on_error, home=home)
         self._home = home
+        self.on_upgrade = home.on_upgrade
 
     def is_full(self) -> bool:
         """Who got this far has a place of the home's."""

@@ -11,6 +11,7 @@ import logging
 import re
 import reprlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -240,6 +241,12 @@ class ServerOptions(ConnectionOptions):
     """Keep `conn.request` until the end. Off: it is freed when the connection is first read, after on_open."""
     max_connections: int | None = _count(None, least=1, optional=True)
     """Connections open at once; above it a request is answered 503 and accepting goes on. None: no bound."""
+    accept_limit: int | None = _count(None, least=1, optional=True)
+    """Connections at once, those that say nothing included, above which no more are accepted: they wait in the kernel's queue, or
+    go to another process that listens on the same socket. For TCP, TLS and Unix sockets. None: no bound."""
+    context_vars: Sequence[ContextVar[Any] | str] = ()
+    """Context variables, or their names, whose values go from a WSGI app that upgrades its request to the connection's greenlet.
+    All others end with the request."""
     keep_alive_timeout: float | None = _seconds(75.0, optional=True)
     """Beside a WSGI app: seconds that a connection may wait for its next request. None: for ever."""
     body_timeout: float | None = _seconds(30.0, optional=True)
@@ -259,6 +266,7 @@ class ServerOptions(ConnectionOptions):
             raise ValueError(f"authorize: must be callable or None, not {self.authorize!r}")
         if self.origins is not None:
             self._normalise("origins", _check_origins(self.origins))
+        self._normalise("context_vars", _check_context_vars(self.context_vars))
         if self.require_subprotocol and not self.subprotocols:
             raise ValueError("require_subprotocol: without subprotocols nobody could get in")
 
@@ -315,6 +323,15 @@ def _check_subprotocols(value: Any) -> tuple[str, ...]:
             raise ValueError(f"subprotocols: each must be an HTTP token, not {name!r}")
     if len(set(value)) != len(tuple(value)):
         raise ValueError(f"subprotocols: each may stand once, not {value!r}")
+    return tuple(value)
+
+
+def _check_context_vars(value: Any) -> tuple[ContextVar[Any] | str, ...]:
+    if isinstance(value, str | ContextVar):
+        raise ValueError(f"context_vars: must be a sequence of context variables or their names, not {value!r}")
+    for one in value:
+        if not isinstance(one, str | ContextVar):
+            raise ValueError(f"context_vars: each must be a ContextVar or the name of one, not {one!r}")
     return tuple(value)
 
 

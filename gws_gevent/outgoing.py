@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -156,13 +157,17 @@ class Outgoing(Timed):
         return self.write_async(opcode, b"".join([encode(opcode, part, whole=False) for part in parts]), callback)
 
     def submit(self, function: Callable[[], object]) -> None:
-        """Run `function()` in a greenlet when everything written before has been sent; not at all if that fails."""
+        """Run `function()` in a greenlet when everything written before has been sent; not at all if that fails.
+
+        It finds the caller's context variables as they are now.
+        """
+        call: Callable[[], object] = partial(copy_context().run, function)
         if thread_id() != self._service.thread:
-            self._service.runtime.call_from_thread(self._submit_late, function)
+            self._service.runtime.call_from_thread(self._submit_late, call)
             return
         self._check_open()
         writer = self._open_writer()
-        writer.append_mark(lambda error: function() if error is None else None)
+        writer.append_mark(lambda error: call() if error is None else None)
         writer.flush()
 
     def write_prepared(self, frame: PreparedMessage) -> None:

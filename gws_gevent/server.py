@@ -113,8 +113,17 @@ class Server:
 
     def run_listener(self, listener: Any) -> None:
         """Serve a Listener of any transport, or a listening socket, until `stop` is called."""
-        self._start([listener if isinstance(listener, Listener) else listen_on_socket(listener, self._complete(None))])
+        self.start_listeners(listener)
         self.serve_forever()
+
+    def start_listeners(self, *listeners: Any, settings: ListenSettings | None = None) -> None:
+        """Serve Listeners of any transport, or listening sockets, and return.
+
+        Args:
+            settings: for the sockets.
+        """
+        settings = self._complete(settings)
+        self._start([one if isinstance(one, Listener) else listen_on_socket(one, settings) for one in listeners])
 
     def serve_forever(self) -> None:
         """Block until `stop` has finished; an exception thrown in, such as KeyboardInterrupt, stops the server first."""
@@ -132,6 +141,8 @@ class Server:
         if self._service is None or self._service.stopping:
             front = self._make_front() if self._wsgi is not None else None
             self._service = ServerService(self._handler, self.options, self._on_request, self._tell, front)
+            self._service.on_upgrade = self.on_upgrade
+            self._service.accepting = self._accepting
             self._stopped.clear()
         on_stream = Acceptor(self._service)
         started: list[Listener] = []
@@ -181,6 +192,20 @@ class Server:
         """Told of what fails outside of an open connection: a failed accept (no stream), TLS, an opening handshake. Override it."""
         level = logging.ERROR if stream is None else logging.DEBUG
         (self.options.logger or logging.getLogger("gws_gevent")).log(level, "%s", error)
+
+    def on_upgrade(self, conn: Connection, request: Request) -> None:
+        """Told of each connection that has been upgraded, before its handler is. Override it. What it raises is logged.
+
+        Not of one that a library in the WSGI app speaks WebSocket on by itself.
+        """
+
+    def _accepting(self, on: bool) -> None:
+        """`accept_limit` has been reached, or there is room again."""
+        for listener in self._listeners:
+            if on:
+                listener.start_accepting()
+            else:
+                listener.stop_accepting()
 
     def reload(self) -> None:
         """Read certificate files again, for connections accepted from now on.

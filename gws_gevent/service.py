@@ -20,6 +20,7 @@ from .protocol import ProtocolRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
+    from contextvars import Context
 
     from gws_gevent.connection import Connection
     from gws_gevent.handler import EventHandler
@@ -71,6 +72,8 @@ class Service:
         self._empty: Event | None = None
         # Only connections that somebody wants to hear of stand in it.
         self._when_closed: dict[Connection, list[Callable[[Connection], object]]] = {}
+        # Of parked connections.
+        self._contexts: dict[Any, Context] = {}
 
     def open(self, conn: Connection) -> EventHandler | None:
         """Do the opening handshake in the connection's greenlet; None if it was refused and the stream is to be closed."""
@@ -105,6 +108,15 @@ class Service:
                 callback(conn)
             except Exception as error:
                 self.log(logging.ERROR, conn, "a callback for the end of a connection failed", error=error)
+
+    def keep_context(self, conn: Any, context: Context | None) -> None:
+        """A connection gives its greenlet back: keep the context variables that are set in it, if any."""
+        if context:
+            self._contexts[conn] = context
+
+    def take_context(self, conn: Any) -> Context | None:
+        """Return what `keep_context` kept, for the connection's next greenlet."""
+        return self._contexts.pop(conn, None)
 
     def wait_empty(self, timeout: float | None) -> bool:
         """Wait until no connection is left; False if some are after `timeout` seconds."""

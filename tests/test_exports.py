@@ -28,8 +28,9 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
     "answers", "cli", "deadlines", "dialing", "extensions", "foreign", "http_body", "http_front", "http_head", "incoming",
-    "integrations", "message", "opening", "outgoing", "partial_message", "protocol", "proxies", "proxy_headers", "redirects",
-    "runtime", "service", "socket_streams", "stream_socket", "takeover", "timers", "transports", "urls", "writer",
+    "integrations", "message", "opening", "outgoing", "partial_message", "patching", "protocol", "proxies", "proxy_headers",
+    "redirects", "runtime", "service", "socket_streams", "stream_socket", "takeover", "timers", "transports", "urls", "watchdog",
+    "writer",
 }  # fmt: skip
 
 #: Modules that patch the process that imports them; their own tests look at what they export.

@@ -22,7 +22,7 @@ LAYERS = {
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
     **dict.fromkeys(("handshake", "http_body", "http_head", "message", "partial_message", "protocol"), 2),
     **dict.fromkeys(("proxies", "proxy_headers", "redirects", "urls"), 2),
-    **dict.fromkeys(("_fdio", "_tls_stream", "runtime", "timers", "transports"), 3),
+    **dict.fromkeys(("_fdio", "_tls_stream", "patching", "runtime", "timers", "transports", "watchdog"), 3),
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
     ),

@@ -17,6 +17,7 @@ cdef class Service:
     cdef object _ids
     cdef object _empty
     cdef dict _when_closed
+    cdef dict _contexts
     cdef readonly unsigned long thread
     cdef readonly long long buffered
     cdef readonly long long write_max_payload_size

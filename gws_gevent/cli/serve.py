@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import gevent
@@ -23,8 +24,10 @@ from gws_gevent.cli.loading import load_app, load_handler
 from gws_gevent.cli.option_texts import describe_options, server_options
 from gws_gevent.exceptions import EndpointError, GwsError
 from gws_gevent.options import ServerOptions
+from gws_gevent.patching import report_early_imports
 from gws_gevent.server import Server
 from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+from gws_gevent.watchdog import Watchdog
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -90,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long connections have for the closing handshake when the server stops (default 5)",
     )
+    add(
+        "--watchdog",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="log, with the stack, what keeps the server from everything else for so long (default: off; it slows a little)",
+    )
     parser.epilog = _EPILOG.format(options=describe_options())
 
 
@@ -110,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
     options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = _make_server(args, options)
+    # By an app that patches too late, or before us by what the interpreter loads at its start.
+    report_early_imports()
     has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
     stopping = Event()
     # Before the addresses are printed: whoever reads them may send a signal at once.
@@ -128,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
             print("serving on", *server.addresses, flush=True)
         if args.handler is None and args.wsgi is None:
             _show_the_page(server.addresses)
-        stopping.wait()
+        with Watchdog(args.watchdog) if args.watchdog is not None else nullcontext():
+            stopping.wait()
     finally:
         for watcher in watchers:
             watcher.cancel()  # from here on a signal does what it does to any program
