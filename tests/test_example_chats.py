@@ -101,10 +101,10 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
     driver.get(url)
     log_in("ann")
     wait_until(lambda: shown(driver)[0] == "1 here", 10)
-    # Both share one cookie jar: the socket of the first window stays ann's.
+    # Both windows share one cookie jar: the socket of the first stays ann's.
+    driver.delete_all_cookies()
     driver.switch_to.new_window("tab")
     second = driver.current_window_handle
-    driver.delete_all_cookies()
     driver.get(url)
     log_in("bo")
     wait_until(lambda: shown(driver)[0] == "2 here", 10)
@@ -121,6 +121,7 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
     driver.get(url)
     wait_until(lambda: shown(driver)[0] == "3 here", 10)
     driver.find_element("css selector", "header form button").click()
+    wait_until(lambda: "/login" in driver.current_url, 10)
     driver.close()
     driver.switch_to.window(second)
     wait_until(lambda: "/login" in driver.current_url, 10)
@@ -152,5 +153,5 @@ def shown(driver: Any) -> tuple[str, list[str]]:
 
 
 def leave(driver: Any) -> None:
-    driver.get("about:blank")
     driver.delete_all_cookies()
+    driver.get("about:blank")
