@@ -55,17 +55,24 @@ class PreparedMessage:
     Args:
         opcode: Opcode.TEXT or Opcode.BINARY.
         data: `str` for TEXT, bytes for BINARY.
+        compress: as for `conn.write_message`; a connection that has not negotiated compression gets it as it is.
 
     Attributes:
         payload: what a receiver gets, as bytes.
         frame: the whole frame as a server sends it, not compressed.
+
+    Raises:
+        ValueError, TypeError: data that doesn't fit the opcode.
     """
 
-    __slots__ = ("_compressed", "frame", "opcode", "payload")
+    __slots__ = ("_compressed", "compress", "frame", "opcode", "payload")
 
-    def __init__(self, opcode: int, data: str | bytes) -> None:
+    def __init__(self, opcode: int, data: str | bytes | bytearray | memoryview, compress: bool | None = None) -> None:
+        if not isinstance(data, str | bytes | bytearray | memoryview):
+            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
         if opcode not in (Opcode.TEXT, Opcode.BINARY) or isinstance(data, str) != (opcode == Opcode.TEXT):
             raise ValueError("a message is TEXT with a str or BINARY with bytes")
+        self.compress = compress
         self.opcode = Opcode(opcode)
         self.payload = data.encode() if isinstance(data, str) else bytes(data)
         self.frame = frame_header(0x80 | opcode, len(self.payload)) + self.payload
@@ -78,11 +85,11 @@ class PreparedMessage:
         Args:
             deflate: of that connection. If it keeps a context, it forgets it: the peer has seen what is not in there.
         """
-        if deflate is None or not deflate.is_wanted(len(self.payload), None):
+        if deflate is None or not deflate.is_wanted(len(self.payload), self.compress):
             return self.frame
         frame = self._compressed.get(deflate.variant)
         if frame is None:
-            data = deflate.compress_alone(self.payload)
+            data = deflate.compress_alone(self.payload, self.compress is True)
             frame = self.frame if data is None else frame_header(0x80 | COMPRESSED | self.opcode, len(data)) + data
             self._compressed[deflate.variant] = frame
         if deflate.keeps_context and frame is not self.frame:
@@ -96,20 +103,19 @@ class Broadcaster:
     Connections of clients are the exception: each masks its frame with a key of its own (RFC 6455 section 5.3).
 
     Args:
-        opcode: Opcode.TEXT or Opcode.BINARY.
-        data: `str` for TEXT, bytes for BINARY.
+        opcode, data, compress: as of a PreparedMessage.
 
     Attributes:
         message: the PreparedMessage.
 
     Raises:
-        ValueError: data that doesn't fit the opcode.
+        ValueError, TypeError: data that doesn't fit the opcode.
     """
 
     __slots__ = ("message",)
 
-    def __init__(self, opcode: int, data: str | bytes) -> None:
-        self.message = PreparedMessage(opcode, data)
+    def __init__(self, opcode: int, data: str | bytes | bytearray | memoryview, compress: bool | None = None) -> None:
+        self.message = PreparedMessage(opcode, data, compress)
 
     def broadcast(self, conns: Iterable[Connection], callback: ConnectionCallback | None = None) -> dict[Connection, Exception]:
         """Queue the message for each connection, as `write_async` does; no connection waits for another one.

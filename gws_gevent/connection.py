@@ -18,13 +18,14 @@ import gevent
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
 
+from gws_gevent.closing import next_state
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, State, Step
 from gws_gevent.handler import FunctionHandler
 
 from ._fdio import borrow_data_stack, lend_data_stack
 from .incoming import Incoming
-from .protocol import Protocol, next_state
+from .protocol import Protocol
 from .service import Service
 from .writer import Writer
 

@@ -47,9 +47,13 @@ class Route:
         if tunnel is not None and not url.secure:
             return tunnel
         settings = DialSettings(
-            no_delay=options.no_delay, ssl_context=self.ssl_context, server_name=self.server_name, tunnel=tunnel
+            no_delay=options.no_delay,
+            ssl_context=self.ssl_context,
+            server_name=self.server_name,
+            tunnel=tunnel,
+            streams_per_connection=options.streams_per_connection,
         )
-        return dialer(_endpoint_of(url), settings)
+        return dialer(_endpoint_of(url, options), settings)
 
     def by_way_of(self, url: WebSocketUrl) -> str:
         """Say what stands between us and the server of a URL, for a sentence that ends with it; "" for nothing."""
@@ -57,9 +61,9 @@ class Route:
         return "" if proxy is None else f" through {proxy}"
 
 
-def _endpoint_of(url: WebSocketUrl) -> Endpoint:
+def _endpoint_of(url: WebSocketUrl, options: ClientOptions) -> Endpoint:
     scheme = {"ws": "tcp", "wss": "tls"}.get(url.scheme, url.scheme.rpartition("+")[2])
-    return Endpoint(scheme, url.host, url.port, url.path)
+    return Endpoint(scheme, url.host, url.port, url.path, {name: str(value) for name, value in options.transport_params.items()})
 
 
 class Tunnel(Dialer):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ __all__ = ["Server", "serve"]
 
 #: Seconds that `stop` waits for greenlets after it has aborted their transports.
 GRACE = 1.0
+#: Seconds that a browser may remember where HTTP/3 is. If it is gone, the browser comes back by itself.
+ALTERNATIVE_AGE = 86400
 
 
 class Server:
@@ -139,10 +141,7 @@ class Server:
 
     def _start(self, listeners: list[Listener]) -> None:
         if self._service is None or self._service.stopping:
-            front = self._make_front() if self._wsgi is not None else None
-            self._service = ServerService(self._handler, self.options, self._on_request, self._tell, front)
-            self._service.on_upgrade = self.on_upgrade
-            self._service.accepting = self._accepting
+            self._service = self._new_service()
             self._stopped.clear()
         on_stream = Acceptor(self._service)
         started: list[Listener] = []
@@ -155,6 +154,14 @@ class Server:
                 listener.close()
             raise
         self._listeners += started
+        self._service.alt_svc = _alternatives(self.addresses)
+
+    def _new_service(self) -> ServerService:
+        front = self._make_front() if self._wsgi is not None else None
+        service = ServerService(self._handler, self.options, self._on_request, self._tell, front)
+        service.on_upgrade = self.on_upgrade
+        service.accepting = self._accepting
+        return service
 
     def _make_front(self) -> Front:
         # Who serves no app needs no WSGI server.
@@ -271,6 +278,12 @@ def serve(
     server.start(*endpoints)
     with _on_signals(server.stop):
         server.serve_forever()
+
+
+def _alternatives(addresses: Sequence[str]) -> str:
+    """The value of an Alt-Svc header that names the ports with HTTP/3, on the same host (RFC 7838 section 3)."""
+    ports = [endpoint.port for endpoint in map(Endpoint.parse, addresses) if endpoint.scheme == "h3"]
+    return ", ".join(f'h3=":{port}"; ma={ALTERNATIVE_AGE}' for port in ports)
 
 
 @contextmanager

@@ -16,16 +16,16 @@ from gws_gevent import runtime
 from gws_gevent.frames import CloseCode, Side
 from gws_gevent.session import SessionStorage
 
-from .protocol import ProtocolRules
+from .protocol_rules import ProtocolRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
     from contextvars import Context
 
     from gws_gevent.connection import Connection
+    from gws_gevent.frame_output import FrameOutput
     from gws_gevent.handler import EventHandler
     from gws_gevent.options import ConnectionOptions
-    from gws_gevent.outgoing import Outgoing
 
 __all__ = ["Service"]
 
@@ -63,7 +63,7 @@ class Service:
         self.thread = self.runtime.thread
         self.turn_began = 0.0
         self.spare_writers: list[Any] = home.spare_writers if home is not None else []
-        self._dirty: list[Outgoing] = []
+        self._dirty: list[FrameOutput] = []
         self.connections: dict[Connection, None] = home.connections if home is not None else {}
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
@@ -133,7 +133,7 @@ class Service:
         """Make a session."""
         return self.options.new_session() if self.options.new_session is not None else SessionStorage()
 
-    def flush_later(self, conn: Outgoing) -> None:
+    def flush_later(self, conn: FrameOutput) -> None:
         """Send what `conn` holds back before the loop next waits, whatever its handler does until then."""
         self._dirty.append(conn)
         if len(self._dirty) == 1:

@@ -54,15 +54,15 @@ class StreamedMessage:
 class MessageStream:
     """A message that is read piece by piece: iterate over it. `conn.receive_stream` makes it.
 
-    The pieces are `str` for text, `bytes` for binary, none of them empty: each fragment as it came, or what has come of it.
-    Nothing more is received while none is asked for. What is left when the loop is left is skipped by the next read of the
-    connection.
+    The pieces are `str` for text, `bytes` for binary, none of them empty: each fragment as it came, or what has come of it; of a
+    compressed message what that inflates to, 64 KiB at most. Nothing more is received, or inflated, while none is asked for.
+    What is left when the loop is left is skipped by the next read of the connection.
 
     Iteration raises ConnectionClosed if the connection ends before the message does, and GwsError once the rest has been skipped.
 
     Attributes:
         opcode: Opcode.TEXT or Opcode.BINARY.
-        max_size: bytes that the whole message may have.
+        max_size: bytes that the whole message may have, inflated.
         skipped: something else was read before the end of this message.
     """
 

@@ -15,8 +15,8 @@ from tests.test_layers import modules
 
 #: Modules whose public names are also names of the package.
 EXPORTED = (
-    "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "reconnect", "rooms", "server",
-    "session", "upgrader",
+    "bridge", "broadcast", "client", "concurrent_map", "exceptions", "frames", "handler", "options", "raw_bridge", "reconnect",
+    "rooms", "server", "session", "upgrader",
 )  # fmt: skip
 #: Modules of which the package has some names; the rest is for those who use the core, or a transport, alone.
 EXPORTED_IN_PART = {"connection": {"Connection"},
@@ -27,8 +27,9 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 }
 #: Public modules that are imported by their own name.
 UNDER_THEIR_OWN_NAME = {
-    "answers", "cli", "deadlines", "dialing", "extensions", "foreign", "http_body", "http_front", "http_head", "incoming",
-    "integrations", "message", "opening", "outgoing", "partial_message", "patching", "protocol", "proxies", "proxy_headers",
+    "answers", "carrying", "cli", "closing", "deadlines", "dialing", "extended_connect", "extensions", "foreign", "forwarding",
+    "frame_output", "http_body", "http_front", "http_head", "incoming", "integrations", "message", "message_queue", "opening",
+    "outgoing", "partial_message", "patching", "payloads", "protocol", "protocol_rules", "proxies", "proxy_headers", "reading",
     "redirects", "runtime", "service", "socket_streams", "stream_socket", "takeover", "timers", "transports", "urls", "watchdog",
     "writer",
 }  # fmt: skip

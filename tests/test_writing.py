@@ -13,6 +13,7 @@ import pytest
 from gevent.event import Event
 
 from gws_gevent import (
+    Broadcaster,
     Client,
     ClientOptions,
     Close,
@@ -36,6 +37,10 @@ from tests.pairs import CountingStream, EchoHandler, Pair, Recorder, paired, ser
 from tests.support import wait_until
 
 TEXT, BINARY = Opcode.TEXT, Opcode.BINARY
+
+
+NUMBER: Any = 5
+LIST: Any = [1]
 
 
 def in_hub(function: Callable[[], Any]) -> Any:
@@ -176,6 +181,15 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "a lone surrogate": (lambda conn: conn.write_text("\ud800"), UnicodeEncodeError),
     "binary str": (lambda conn: conn.write_message(BINARY, "str"), TypeError),
     "None": (lambda conn: conn.send(None), TypeError),
+    "a number as message": (lambda conn: conn.send(5), TypeError),
+    "a list": (lambda conn: conn.send([1]), TypeError),
+    "text that was not prepared": (lambda conn: conn.write_prepared("x"), TypeError),
+    "a prepared number": (lambda conn: conn.write_prepared(PreparedMessage(BINARY, NUMBER)), TypeError),
+    "a prepared list": (lambda conn: Broadcaster(BINARY, LIST).broadcast([conn]), TypeError),
+    "a ping of text": (lambda conn: conn.write_ping("x"), TypeError),
+    "a pong of a number": (lambda conn: conn.write_pong(5), TypeError),
+    "a close reason in bytes": (lambda conn: conn.write_close(1000, b"x"), TypeError),
+    "a close code in text": (lambda conn: conn.close("1000"), ValueError),
     "a number": (lambda conn: conn.write_binary(10), TypeError),
     "a number as text": (lambda conn: conn.write_text(10), TypeError),
     "too large": (lambda conn: conn.send(b"x" * 1001), MessageTooLarge),
@@ -199,6 +213,13 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
 }
 
 
+#: What those were given whose TypeError is not about a `str`.
+GIVEN: dict[str, Any] = {
+    "None": None, "a number": 1, "a number as text": 1, "a number as message": 1, "a list": [], "a prepared number": 1,
+    "a prepared list": [], "a pong of a number": 1, "a close reason in bytes": b"",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("side", ["server", "client"])
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_refused_sends_nothing(what: str, side: str) -> None:
@@ -207,8 +228,9 @@ def test_what_is_refused_sends_nothing(what: str, side: str) -> None:
     handler, client = Recorder(), Recorder()
     with paired(handler, ServerOptions(**options), client_handler=client, client_options=ClientOptions(**options)) as pair:
         conn = getattr(pair, side)
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             write(conn)
+        assert error is not TypeError or f"not {type(GIVEN.get(what, '')).__name__}" in str(caught.value), what
         assert conn.buffered_amount == 0
         conn.send(b"x" * 1000)
         receiver = client if side == "server" else handler

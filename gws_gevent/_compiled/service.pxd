@@ -1,4 +1,4 @@
-from .protocol cimport ProtocolRules
+from .protocol_rules cimport ProtocolRules
 from .timers cimport Wheel
 
 

@@ -27,9 +27,16 @@ def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
     add("--compress", action="store_true", help="compress messages if the server agrees (permessage-deflate)")
-    add("--insecure", action="store_true", help="with wss: accept any certificate; anyone in between can then read and change all")
-    add("--ca", metavar="FILE", help="with wss: trust these authorities (PEM) instead of the system's")
-    add("--cert", metavar="FILE", help="with wss: show the server this certificate (PEM)")
+    add(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the transport, as behind the ? of an endpoint: --param mode=fast3 with ws+kcp; may be repeated",
+    )
+    add("--insecure", action="store_true", help="with TLS: accept any certificate; anyone in between can then read and change all")
+    add("--ca", metavar="FILE", help="with TLS: trust these authorities (PEM) instead of the system's")
+    add("--cert", metavar="FILE", help="with TLS over TCP: show the server this certificate (PEM)")
     add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
 
 
@@ -42,7 +49,11 @@ def client_options(args: argparse.Namespace, **others: Any) -> ClientOptions:
     try:
         compression = PermessageDeflate() if args.compress else None
         return ClientOptions(
-            headers=_headers(args.header), subprotocols=args.subprotocol, permessage_deflate=compression, **others
+            headers=_headers(args.header),
+            subprotocols=args.subprotocol,
+            permessage_deflate=compression,
+            transport_params=_params(args.param),
+            **others,
         )
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
@@ -58,6 +69,18 @@ def _headers(texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--header {text!r}: {name.strip()} is given twice")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def _params(texts: Sequence[str]) -> dict[str, str]:
+    params: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--param {text!r}: must be NAME=VALUE")
+        if name in params:
+            raise UsageError(f"--param {text!r}: {name} is given twice")
+        params[name] = value
+    return params
 
 
 def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
@@ -76,6 +99,8 @@ def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
             return None
         context = client_context(args.ca, verify=not args.insecure)
         if args.cert is not None:
+            if "+" in url.scheme:
+                raise UsageError(f"--cert: {url.scheme} shows no certificates")
             server_context(TlsFiles(args.cert, args.key))  # says which of the files is wrong, if one is
             context.load_cert_chain(args.cert, args.key)
         return context

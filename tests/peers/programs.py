@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 
 #: For a headless browser in a container: no sandbox, no GPU, nothing that phones out.
 BROWSER_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 
@@ -144,8 +144,11 @@ def nginx(config: Path) -> Iterator[int]:
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Any]:
+def browser(folder: Path, quic: Sequence[str] = ()) -> Iterator[Any]:
     """Run headless Chromium with a new profile in `folder`; the context is selenium's driver.
+
+    Args:
+        quic: flags that say what it speaks QUIC with. Without any it speaks none.
 
     Each call of the driver blocks this whole process: a server in it answers between the calls only.
     """
@@ -156,7 +159,7 @@ def browser(folder: Path) -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={folder / 'profile'}"):
+    for flag in (*BROWSER_FLAGS, *(quic or ("--disable-quic",)), f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(driver_program))
     try:

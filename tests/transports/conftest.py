@@ -14,6 +14,10 @@ import pytest
 import trustme
 from gevent.event import AsyncResult
 
+from gws_gevent.exceptions import TransportError
+from gws_gevent.handshake import accept_response, judge_upgrade, make_key, request_head
+from gws_gevent.http_head import parse_request
+from gws_gevent.options import ServerOptions
 from gws_gevent.transports import registry
 from gws_gevent.transports.base import Dialer, DialSettings, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.tls_contexts import client_context
@@ -78,22 +82,96 @@ class Setting:
         return registry.dialer(endpoint, self.dial_settings)
 
 
+class HandshakenListener(Listener):
+    """Hands out streams of HTTP/3 that have been upgraded: before that they carry no bytes."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
+        return self._listener.address
+
+    def start(self, on_stream: Callable[[Stream], object]) -> None:
+        def serve(stream: Stream) -> None:
+            try:
+                request = parse_request(read_head(stream))
+                stream.send_all(accept_response(judge_upgrade(request, ServerOptions())))
+            except TransportError:
+                stream.abort()
+            else:
+                on_stream(stream)
+
+        self._listener.start(serve)
+
+    def stop_accepting(self) -> None:
+        self._listener.stop_accepting()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class HandshakingDialer(Dialer):
+    """Dials such streams."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+
+    def dial(self) -> Stream:
+        stream = self._dialer.dial()
+        try:
+            stream.send_all(request_head("/", "localhost", make_key()))
+            assert b" 101 " in read_head(stream)
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+
+def read_head(stream: Stream) -> bytes:
+    """Read a head, and not a byte more."""
+    head, one = b"", bytearray(1)
+    while not head.endswith(b"\r\n\r\n"):
+        if not stream.recv_into(one):
+            raise TransportError("the stream ended")
+        head += one
+    return head
+
+
+class HandshakenSetting(Setting):
+    """HTTP/3, behind the opening handshake."""
+
+    def listen(self, endpoint: str) -> Listener:
+        return HandshakenListener(super().listen(endpoint))
+
+    def dialer(self, endpoint: str) -> Dialer:
+        return HandshakingDialer(super().dialer(endpoint))
+
+
 @pytest.fixture
 def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Setting]:
-    """Return a function that sets up a transport by name: memory, tcp, tcp6, tls, unix or abstract."""
+    """Return a function that sets up a transport by its name in `endpoints`."""
     endpoints = {
         "memory": "memory:conformance",
         "tcp": "tcp://127.0.0.1:0",
         "tcp6": "tcp://[::1]:0",
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
+        "quic": "quic://127.0.0.1:0",
+        "kcp": "kcp://127.0.0.1:0",
+        "kcp-messages": "kcp://127.0.0.1:0?stream=0",
+        "kcp-key": f"kcp://127.0.0.1:0?key-file={tmp_path}/key",
+        "h3": "h3://127.0.0.1:0",
         "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
 
     def make(name: str) -> Setting:
+        if name == "kcp-key":
+            (tmp_path / "key").write_text("ab" * 32)
         listen_settings = ListenSettings(tls=TlsFiles(certificates.cert, certificates.key))
         dial_settings = DialSettings(ssl_context=client_context(certificates.ca), server_name="localhost")
-        return Setting(endpoints[name], listen_settings, dial_settings)
+        kind = HandshakenSetting if name == "h3" else Setting
+        return kind(endpoints[name], listen_settings, dial_settings)
 
     return make
 
