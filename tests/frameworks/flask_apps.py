@@ -17,7 +17,10 @@ BIG = 8 * 1024 * 1024
 
 
 def make(parts: Sequence[str]) -> Flask:
-    """Make an app with ordinary pages and these parts: "flask_sock", "sock" (ours, under /ours), "socketio", "install"."""
+    """Make an app with ordinary pages and these parts: "flask_sock", "sock" (ours, under /ours), "socketio", "install".
+
+    The route /old is one for gevent-websocket.
+    """
     app = Flask(__name__)
     app.secret_key = "for tests"
     app.config["SOCK_SERVER_OPTIONS"] = {"subprotocols": ["chat"]}
@@ -40,6 +43,13 @@ def make(parts: Sequence[str]) -> Flask:
             app=app.config.get("FACTS"),
             queued=queued_bytes(app),
         )
+
+    @app.get("/old")
+    def old() -> str:
+        ws = request.environ["wsgi.websocket"]
+        while (message := ws.receive()) is not None:
+            ws.send(message)
+        return ""
 
     if "flask_sock" in parts:
         from flask_sock import Sock
