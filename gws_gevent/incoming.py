@@ -16,10 +16,11 @@ from typing import Any, Final
 import gevent
 from gevent.exceptions import ConcurrentObjectUseError
 from gevent.pool import Pool
-from greenlet import GreenletExit, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
+from gws_gevent.handler import FunctionHandler
 from gws_gevent.streamed import MessageStream
 
 from ._fdio import monotonic
@@ -243,6 +244,15 @@ class Incoming(Reading):
     def _check_reader(self) -> None:
         if self._reading or self._giving_way:
             raise GwsError("another greenlet is reading this connection")
+        if self._handler is not None and not self._ended and not self._may_be_read_here():
+            raise GwsError("this connection is read by its handler; receive() in its callbacks, or connect without one")
+
+    def _may_be_read_here(self) -> bool:
+        """A function reads as it likes, also in other greenlets; the loop of an event handler lets only its callbacks read."""
+        if self._greenlet is None:
+            # Not served yet: what `connect` has returned will be, what an Upgrader has returned is the caller's to read.
+            return not self._service.is_client
+        return self._greenlet is getcurrent() or isinstance(self._handler, FunctionHandler)
 
     def _in_time(self, timeout: float, stream: MessageStream | None) -> Any:
         """Receive a message, or begin a stream."""
