@@ -120,7 +120,7 @@ class Load:
         counts.tried += 1
         began = clock()
         try:
-            line.conn = connect(plan.url, line, plan.options, ssl_context=plan.ssl_context)
+            line.conn = connect(plan.url, line, plan.options, ssl_context=plan.ssl_context, proxy=plan.proxy)
         except HandshakeRefused as refused:
             counts.failed(f"the server answered {refused.status} instead of 101")
         except (GwsError, OSError) as error:
