@@ -43,6 +43,25 @@ NUMBER: Any = 5
 LIST: Any = [1]
 
 
+def closed_file() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
+def idle_pipe() -> Any:
+    """A raw file that does not block: `read` returns None."""
+
+    class Idle(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> None:
+            return None
+
+    return Idle()
+
+
 def in_hub(function: Callable[[], Any]) -> Any:
     """Run `function` in the hub; return what it returned, or raise what it raised."""
     result: list[Any] = []
@@ -88,6 +107,7 @@ WRITES: dict[str, tuple[Callable[[Any], object], Any]] = {
     "writev_async": (lambda conn: conn.writev_async(TEXT, "as", "ync"), "async"),
     "write_file": (lambda conn: conn.write_file(BINARY, io.BytesIO(b"in a file")), b"in a file"),
     "write_file empty": (lambda conn: conn.write_file(BINARY, io.BytesIO()), b""),
+    "write_file opened as text": (lambda conn: conn.write_file(TEXT, io.StringIO("ééé"), 2), "ééé"),
     "write_file text": (lambda conn: conn.write_file(TEXT, io.BytesIO("ééé".encode()), 3), "ééé"),
     "write_stream": (lambda conn: conn.write_stream(TEXT, ["in ", "pieces"]), "in pieces"),
     "write_stream of nothing": (lambda conn: conn.write_stream(TEXT, []), ""),
@@ -205,6 +225,9 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "close 5000": (lambda conn: conn.write_close(5000), ValueError),
     "close with a long reason": (lambda conn: conn.write_close(1000, "x" * 124), ValueError),
     "close with a reason and no code": (lambda conn: conn.write_close(1005, "why"), ValueError),
+    "a file opened as text": (lambda conn: conn.write_file(BINARY, io.StringIO("x")), TypeError),
+    "a file that is closed": (lambda conn: conn.write_file(BINARY, closed_file()), ValueError),
+    "a file that has nothing to read yet": (lambda conn: conn.write_file(BINARY, idle_pipe()), BlockingIOError),
     "fragments of no bytes": (lambda conn: conn.write_file(BINARY, io.BytesIO(b"x"), 0), ValueError),
     "a stream of another opcode": (lambda conn: conn.write_stream(Opcode.PONG, [b"x"]), ValueError),
     "a stream whose first piece is bad": (lambda conn: conn.write_stream(BINARY, ["str"]), TypeError),
