@@ -138,7 +138,7 @@ class Load:
         workers: list[Greenlet] = []
         self.sending = not plan.hold
         self.begun = clock()
-        self.until = self.begun + plan.duration - ARITHMETIC
+        self.until = max(self.begun + plan.duration - ARITHMETIC, self.begun)
         counts.phase = "running"
         for number, line in enumerate(self._lines):
             line.begin(number, len(self._lines))
