@@ -132,6 +132,8 @@ class Connection(Incoming):
         Raises:
             ConnectionClosed: the connection has closed already.
         """
+        if not callable(callback):
+            raise TypeError(f"callback: must be callable, not {callback!r}")
         self._service.call_when_closed(self, callback)
         # Looked at afterwards: it may close in its thread while another thread is here.
         if self.closed:

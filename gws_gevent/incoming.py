@@ -217,12 +217,14 @@ class Incoming(Reading):
         Raises:
             TimeoutError: none has begun in time. The connection stays usable and nothing is lost.
             ConnectionClosed: the connection has ended.
-            ValueError: a `max_size` below 0.
+            ValueError, TypeError: a `max_size` below 0, or one that is no number of bytes.
         """
         self._check_reader()
+        if max_size is not None and not isinstance(max_size, int):
+            raise TypeError(f"max_size: must be a whole number of bytes, or None, not {max_size!r}")
         if max_size is not None and max_size < 0:
             raise ValueError(f"max_size: must be at least 0, or None, not {max_size!r}")
-        stream = MessageStream(self, NO_BOUND if max_size is None else max_size)
+        stream = MessageStream(self, NO_BOUND if max_size is None else min(max_size, NO_BOUND))
         if timeout is None:
             self._begin_stream(stream)
         else:

@@ -28,6 +28,7 @@ from gws_gevent import (
     HandshakeRefused,
     Message,
     MessageTooLarge,
+    Reconnect,
     ServerOptions,
     TransportError,
     answers,
@@ -408,6 +409,14 @@ def test_from_stream_has_a_deadline() -> None:
         ours.recv_into(bytearray(1000))
         ours.recv_into(bytearray(1000))
     ours.close()
+
+
+@pytest.mark.parametrize("wrong", [{"ssl_context": 5}, {"ssl_context": True}, {"server_name": b"localhost"}])
+def test_arguments_of_another_kind_are_named_before_anything_is_opened(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    for open_one in (connect, Reconnect):
+        with pytest.raises(TypeError, match=f"^{name}: must be .*, not {value!r}$"):
+            open_one("wss://127.0.0.1:1/", **wrong)
 
 
 def test_from_stream_follows_no_redirect() -> None:

@@ -204,6 +204,11 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "a number as message": (lambda conn: conn.send(5), TypeError),
     "a list": (lambda conn: conn.send([1]), TypeError),
     "text that was not prepared": (lambda conn: conn.write_prepared("x"), TypeError),
+    "a callback that is none": (lambda conn: conn.write_async(TEXT, "x", NUMBER), TypeError),
+    "a callback of parts that is none": (lambda conn: conn.writev_async(TEXT, "x", callback=NUMBER), TypeError),
+    "a broadcast's callback that is none": (lambda conn: Broadcaster(TEXT, "x").broadcast([conn], NUMBER), TypeError),
+    "a function that is none": (lambda conn: conn.submit(NUMBER), TypeError),
+    "a close callback that is none": (lambda conn: conn.add_close_callback(NUMBER), TypeError),
     "a prepared number": (lambda conn: conn.write_prepared(PreparedMessage(BINARY, NUMBER)), TypeError),
     "a prepared list": (lambda conn: Broadcaster(BINARY, LIST).broadcast([conn]), TypeError),
     "a ping of text": (lambda conn: conn.write_ping("x"), TypeError),
@@ -239,6 +244,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
 #: What those were given whose TypeError is not about a `str`.
 GIVEN: dict[str, Any] = {
     "None": None, "a number": 1, "a number as text": 1, "a number as message": 1, "a list": [], "a prepared number": 1,
+    **dict.fromkeys((one for one in REFUSED if one.endswith(" that is none")), NUMBER),
     "a prepared list": [], "a pong of a number": 1, "a close reason in bytes": b"",
 }  # fmt: skip
 
@@ -253,7 +259,8 @@ def test_what_is_refused_sends_nothing(what: str, side: str) -> None:
         conn = getattr(pair, side)
         with pytest.raises(error) as caught:
             write(conn)
-        assert error is not TypeError or f"not {type(GIVEN.get(what, '')).__name__}" in str(caught.value), what
+        given = GIVEN.get(what, "")
+        assert error is not TypeError or f"not {type(given).__name__}" in str(caught.value) or f"not {given!r}" in str(caught.value)
         assert conn.buffered_amount == 0
         conn.send(b"x" * 1000)
         receiver = client if side == "server" else handler
