@@ -281,6 +281,8 @@ class Connection(Incoming):
         if here is self._service.hub or self.closed:
             return
         if here is self._greenlet or (self._handler is None and not self._reading and not self._giving_way):
+            # Nobody wants what is still to come of a message in pieces: most of it need not be inflated.
+            self._protocol.skip_stream()
             while self._next() is not None:
                 pass
             if self._handler is None:

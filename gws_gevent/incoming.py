@@ -224,7 +224,8 @@ class Incoming(Reading):
             raise TypeError(f"max_size: must be a whole number of bytes, or None, not {max_size!r}")
         if max_size is not None and max_size < 0:
             raise ValueError(f"max_size: must be at least 0, or None, not {max_size!r}")
-        stream = MessageStream(self, NO_BOUND if max_size is None else min(max_size, NO_BOUND))
+        bound = NO_BOUND if max_size is None else min(max_size, NO_BOUND)
+        stream = MessageStream(self, bound)  # type: ignore[arg-type]  # every Incoming is a Connection
         if timeout is None:
             self._begin_stream(stream)
         else:
@@ -258,7 +259,7 @@ class Incoming(Reading):
 
     def _in_time(self, timeout: float, stream: MessageStream | None) -> Any:
         """Receive a message, or begin a stream."""
-        timer = gevent.Timeout.start_new(max(timeout, 0))
+        timer = gevent.Timeout.start_new(max(0, timeout))  # in this order NaN is 0
         try:
             return self._receive_data() if stream is None else self._begin_stream(stream)
         except gevent.Timeout as raised:

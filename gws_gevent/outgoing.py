@@ -142,6 +142,8 @@ class Outgoing(MessageQueue):
         A file opened as text will do for TEXT. Raises as `write_stream`; BlockingIOError for a file that does not block and has
         nothing to read yet.
         """
+        if not hasattr(file, "read"):
+            raise TypeError(f"write_file takes an open file, not {file!r}")
         if fragment_size < 1:
             raise ValueError(f"fragment_size: must be at least 1, not {fragment_size!r}")
         self.write_stream(opcode, _pieces_of(file, fragment_size), compress)

@@ -204,6 +204,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "a number as message": (lambda conn: conn.send(5), TypeError),
     "a list": (lambda conn: conn.send([1]), TypeError),
     "text that was not prepared": (lambda conn: conn.write_prepared("x"), TypeError),
+    "a file that is none": (lambda conn: conn.write_file(BINARY, NUMBER), TypeError),
     "a callback that is none": (lambda conn: conn.write_async(TEXT, "x", NUMBER), TypeError),
     "a callback of parts that is none": (lambda conn: conn.writev_async(TEXT, "x", callback=NUMBER), TypeError),
     "a broadcast's callback that is none": (lambda conn: Broadcaster(TEXT, "x").broadcast([conn], NUMBER), TypeError),
