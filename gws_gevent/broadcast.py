@@ -133,7 +133,10 @@ class Broadcaster:
 
         Returns:
             the connections that did not take the message, each with its error: ConnectionClosed (also where `"close"` has just
-            closed it), WriteQueueFull, MessageTooLarge.
+            closed it), WriteQueueFull, MessageTooLarge. What is no connection is there with a TypeError, and no callback.
+
+        Raises:
+            TypeError: a callback that is none.
         """
         run = Run(self.message, callback)
         run.write_to(conns)
@@ -151,6 +154,8 @@ class Run:
     __slots__ = ("_callback", "_message", "_sent", "_slow", "failed")
 
     def __init__(self, message: PreparedMessage, callback: ConnectionCallback | None) -> None:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: must be callable or None, not {callback!r}")
         self._message = message
         self._callback = callback
         self._sent: deque[Connection] = deque()
@@ -196,6 +201,9 @@ class Run:
             self._failed(conn, WriteQueueFull(f"{conn.buffered_amount} bytes are unsent"))
 
     def _failed(self, conn: Connection, error: Exception) -> None:
+        if not hasattr(conn, "queue_prepared"):
+            self.failed[conn] = TypeError(f"a broadcast goes to connections, not {conn!r}")
+            return
         # It may stand in the iterable twice: the first error is the one that counts.
         self.failed.setdefault(conn, error)
         if self._callback is not None:

@@ -35,6 +35,12 @@ class Route:
     server_name: str | None = None
     proxy: str | bool | None = True
 
+    def __post_init__(self) -> None:
+        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context: must be an ssl.SSLContext or None, not {self.ssl_context!r}")
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            raise TypeError(f"server_name: must be a name or None, not {self.server_name!r}")
+
     def dialer_to(self, url: WebSocketUrl, options: ClientOptions) -> Dialer:
         """Return what opens a stream to the server of a URL.
 

@@ -15,7 +15,11 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gws_gevent.exceptions import GwsError, Refusal
+from gevent._hub_local import get_hub_if_exists
+from gevent.hub import get_hub
+from gevent.monkey import get_original
+
+from gws_gevent.exceptions import GwsError, Refusal, TransportError
 from gws_gevent.handshake import Headers, refusal_response
 from gws_gevent.http_head import Request
 from gws_gevent.integrations.pywsgi import new_connection
@@ -41,9 +45,30 @@ def foreign_takeover(environ: MutableMapping[str, Any]) -> Takeover:
     """
     takeover = environ.get(KEY)
     if takeover is None:
+        _see_to_the_hub()
         sock = _find_socket(environ)
         takeover = environ[KEY] = ForeignTakeover(SocketOfOthers(sock, environ), _request_of(environ))
     return takeover
+
+
+class _Hub:
+    """Destroys a thread's hub, with its descriptors, at the end of the thread."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+
+    def __del__(self) -> None:
+        self._hub.destroy(destroy_loop=True)
+
+
+#: A real thread-local: what stands in it goes when its thread does.
+_at_thread_end = get_original("_thread", "_local")()
+
+
+def _see_to_the_hub() -> None:
+    """A server with a thread for each request, as Werkzeug's, leaves each of them the hub that waiting in it has made."""
+    if get_hub_if_exists() is None:
+        _at_thread_end.hub = _Hub(get_hub())
 
 
 def _find_socket(environ: MutableMapping[str, Any]) -> Any:
@@ -97,11 +122,15 @@ class ForeignTakeover(Takeover):
 
     def unwind(self, accepted: Accepted, start_response: StartResponse | None) -> Answer:
         """See Takeover: the read loop runs now."""
-        conn = self.open(accepted)
-        self.conn = None
         assert accepted.handler is not None
-        conn.attach(accepted.handler)
-        conn.read_loop()
+        try:
+            conn = self.open(accepted)
+        except TransportError:
+            pass  # the peer has left
+        else:
+            self.conn = None
+            conn.attach(accepted.handler)
+            conn.read_loop()
         # The connection is closed: this goes nowhere, but servers, and what stands between, want an answer before they look.
         answer = Answer("101 Switching Protocols", [("Content-Type", "text/plain"), ("Content-Length", "0")])
         return answer({}, start_response) if start_response is not None else answer
@@ -109,6 +138,8 @@ class ForeignTakeover(Takeover):
 
 class SocketOfOthers:
     """A server's socket, and its environ."""
+
+    stopping = False
 
     def __init__(self, sock: Any, environ: MutableMapping[str, Any]) -> None:
         self._socket = sock

@@ -21,7 +21,6 @@ import gevent.socket
 from gevent import pywsgi
 
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
-from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import parse_request, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler, is_misread
@@ -86,7 +85,9 @@ class HttpFront:
         """Let the direct path have what it wants; TO_APP for all else, None for what has been refused."""
         service, conn, request = visit.service, visit.conn, visit.request
         if request is not None and not visit.tainted and wants_websocket(request):
-            return service.answer(conn, visit.peer, request, visit.behind)
+            found = service.answer(conn, visit.peer, request, visit.behind)
+            if found is not TO_APP:
+                return found
         try:
             service.check_room(conn)
             visit.find_remote()
@@ -211,7 +212,7 @@ class Visit:
     def ask_app(self) -> EventHandler | None:
         """Serve one request: TO_APP: read the next; the handler that the connection is upgraded for; None: it has ended."""
         handler = self._handler or self._make_handler()
-        handler.client_address = self._remote or self.conn.stream.info("peername")
+        handler.client_address = self._remote or self.conn.remote_address
         self._intake.put_back(self._head + self.behind)
         self._head = self.behind = b""
         handler.time_start, handler.time_finish = time.time(), 0
@@ -236,8 +237,6 @@ class Visit:
     def _upgrade(self, accepted: Accepted) -> EventHandler | None:
         conn = self.connection(accepted.service, accepted.session)
         switch(conn, accepted, self)
-        if self.service.stopping:
-            conn.write_close(CloseCode.GOING_AWAY)
         return accepted.handler
 
     def _end(self, handler: WSGIHandler, result: Any) -> None:
@@ -246,7 +245,11 @@ class Visit:
         if isinstance(result, tuple):
             handler._orig_status = ""
             handler.status, answer = result
-            self._socket.sendall(answer)
+            try:
+                self._socket.sendall(answer)
+            except OSError:
+                stream.abort()  # who sent what is refused here did not wait for the answer
+                return
             handler.time_finish = time.time()
             handler.log_request()
             self.service.linger(self.conn)
@@ -272,6 +275,10 @@ class Visit:
         self._in_body = True
         self._waited, self._body = 0.0, 0
 
+    def http_is_over(self) -> None:
+        """See HandlerCarrier."""
+        self._in_body = False
+
     def check_length(self, length: int | None) -> None:
         """See HandlerCarrier."""
         limit = self.service.options.max_request_body
@@ -287,7 +294,7 @@ class Visit:
 
     def _facts(self) -> dict[str, str]:
         stream = self.conn.stream
-        local = stream.info("sockname")
+        local = self.conn.local_address
         host, port = (self.front.name_of(str(local[0])), str(local[1])) if isinstance(local, tuple) else ("", "")
         scheme = self.service.scheme(self.request, self.peer) or ("https" if is_encrypted(stream) else "http")
         return {"SERVER_NAME": host, "SERVER_PORT": port, "wsgi.url_scheme": scheme}
@@ -298,6 +305,11 @@ class Visit:
 
     def keep(self) -> None:
         """See HandlerCarrier: it lives on anyway."""
+
+    @property
+    def stopping(self) -> bool:
+        """See Carrier."""
+        return self.service.stopping
 
     def service_of(self, own: Callable[[], ServerService], upgrader: Any) -> ServerService:
         """See Carrier."""

@@ -17,10 +17,11 @@ from typing import Any, Final
 import gevent
 from gevent.exceptions import ConcurrentObjectUseError
 from gevent.pool import Pool
-from greenlet import GreenletExit, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
+from gws_gevent.handler import FunctionHandler
 from gws_gevent.streamed import MessageStream
 
 from ._fdio import monotonic
@@ -225,12 +226,15 @@ class Incoming(Reading):
         Raises:
             TimeoutError: none has begun in time. The connection stays usable and nothing is lost.
             ConnectionClosed: the connection has ended.
-            ValueError: a `max_size` below 0.
+            ValueError, TypeError: a `max_size` below 0, or one that is no number of bytes.
         """
         self._check_reader()
+        if max_size is not None and not isinstance(max_size, int):
+            raise TypeError(f"max_size: must be a whole number of bytes, or None, not {max_size!r}")
         if max_size is not None and max_size < 0:
             raise ValueError(f"max_size: must be at least 0, or None, not {max_size!r}")
-        stream = MessageStream(self, NO_BOUND if max_size is None else max_size)
+        bound = NO_BOUND if max_size is None else min(max_size, NO_BOUND)
+        stream = MessageStream(self, bound)  # type: ignore[arg-type]  # every Incoming is a Connection
         if timeout is None:
             self._begin_stream(stream)
         else:
@@ -252,10 +256,19 @@ class Incoming(Reading):
     def _check_reader(self) -> None:
         if self._reading or self._giving_way:
             raise GwsError("another greenlet is reading this connection")
+        if self._handler is not None and not self._ended and not self._may_be_read_here():
+            raise GwsError("this connection is read by its handler; receive() in its callbacks, or connect without one")
+
+    def _may_be_read_here(self) -> bool:
+        """A function reads as it likes, also in other greenlets; the loop of an event handler lets only its callbacks read."""
+        if self._greenlet is None:
+            # Not served yet: what `connect` has returned will be, what an Upgrader has returned is the caller's to read.
+            return not self._service.is_client
+        return self._greenlet is getcurrent() or isinstance(self._handler, FunctionHandler)
 
     def _in_time(self, timeout: float, stream: MessageStream | None) -> Any:
         """Receive a message, or begin a stream."""
-        timer = gevent.Timeout.start_new(max(timeout, 0))
+        timer = gevent.Timeout.start_new(max(0, timeout))  # in this order NaN is 0
         try:
             return self._receive_data() if stream is None else self._begin_stream(stream)
         except gevent.Timeout as raised:

@@ -66,8 +66,10 @@ class MessageQueue(FrameOutput):
             ConnectionClosed: the connection is closing or closed, or `slow_consumer="close"` has just closed it.
             WriteQueueFull: there is no room and nobody here can wait: in the hub, in another thread, or while this greenlet
                 writes a message in fragments.
-            ValueError, TypeError: data that doesn't fit the opcode.
+            ValueError, TypeError: data that doesn't fit the opcode, a callback that is none.
         """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: must be callable or None, not {callback!r}")
         payload = encode(opcode, data)
         self._check_size(len(payload))
         opcode = self._to_be(opcode, len(payload), compress)
@@ -87,6 +89,8 @@ class MessageQueue(FrameOutput):
 
         It finds the caller's context variables as they are now.
         """
+        if not callable(function):
+            raise TypeError(f"submit takes a function, not {function!r}")
         call: Callable[[], object] = partial(copy_context().run, function)
         if thread_id() != self._service.thread:
             self._service.runtime.call_from_thread(self._submit_late, call)

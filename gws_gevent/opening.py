@@ -115,7 +115,7 @@ class ServerService(Service):
         self._trusted = TrustedProxies(options.trusted_proxies) if options.trusted_proxies else None
         # Who is to send a request head; and who need not: kept alive between two requests.
         self._awaited: set[Connection] = set()
-        self._idle: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}
         # Counted only where there is a limit.
         self._admitted: set[Connection] = set()
         #: See Server.
@@ -138,7 +138,9 @@ class ServerService(Service):
             return None
 
     def handshake_timed_out(self, conn: Connection) -> None:
-        """In the hub: the deadline has passed. Say 408 where a head was being waited for."""
+        """In the hub: the deadline has passed. Say 408 where a head was being waited for; between two requests, nothing."""
+        if conn in self._idle:
+            conn.stream.close()
         self._hang_up(conn, 408)
 
     def stop_awaiting(self) -> None:
@@ -254,11 +256,11 @@ class ServerService(Service):
 
     def read_or_leave(self, conn: Connection) -> bytes:
         """Between two requests: wait for bytes, and be closed without a word if the server stops or they do not come."""
-        self._idle.add(conn)
+        self._idle[conn] = None
         try:
             return self._read(conn.stream)
         finally:
-            self._idle.discard(conn)
+            self._idle.pop(conn, None)
 
     def _read_proxy_header(self, stream: Stream, trusted: TrustedProxies) -> tuple[Any, bytes]:
         """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""
@@ -306,13 +308,19 @@ class ServerService(Service):
 
         Who has sent no request yet takes no place: neither a crowd that comes at once, nor who says nothing, keeps others out.
         """
-        limit = self.options.max_connections
-        if limit is None:
-            return True
-        if len(self._admitted) >= limit and conn not in self._admitted:
+        if self.is_full() and conn not in self._admitted:
             return False
-        self._admitted.add(conn)
+        self.take_place(conn)
         return True
+
+    def is_full(self) -> bool:
+        """All of `max_connections` places are taken."""
+        return self.options.max_connections is not None and len(self._admitted) >= self.options.max_connections
+
+    def take_place(self, conn: Connection) -> None:
+        """One of them is this connection's, to its end."""
+        if self.options.max_connections is not None:
+            self._admitted.add(conn)
 
     def give_place_back(self, conn: Connection) -> None:
         """It has no request under way any more."""
@@ -334,10 +342,17 @@ class ServerService(Service):
         return guest
 
     def is_beyond_refusing(self) -> bool:
-        """True when so many connections wait for their 503 that the next is dropped unanswered. Asked about each that comes."""
+        """True when so many connections wait for their 503 that the next is dropped unanswered. Asked about each that comes.
+
+        Those between two requests do not keep others out: the one that has waited longest makes room.
+        """
         limit = self.options.max_connections
         if limit is not None and len(self.connections) >= 2 * limit + 100:
-            return True
+            if not self._idle:
+                return True
+            longest = next(iter(self._idle))
+            del self._idle[longest]
+            longest.stream.close()
         limit = self.options.accept_limit
         if limit is not None and len(self.connections) + 1 >= limit and not self._full:
             # The one that has come is the last for now.
@@ -429,6 +444,10 @@ class GuestService(ServerService):
         ServerService.__init__(self, None, options, None, home._on_error, home=home)
         self._home = home
         self.on_upgrade = home.on_upgrade
+
+    def is_full(self) -> bool:
+        """Who got this far has a place of the home's."""
+        return False
 
     def account(self, change: int) -> None:
         """See Service."""

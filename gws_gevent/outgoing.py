@@ -8,8 +8,8 @@ Belongs here: checking what is to be written, whole or in fragments, and waiting
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 
 from greenlet import getcurrent
 
@@ -134,11 +134,19 @@ class Outgoing(MessageQueue):
 
     # Messages in fragments
 
-    def write_file(self, opcode: int, file: BinaryIO, fragment_size: int = FRAGMENT_SIZE, compress: bool | None = None) -> None:
-        """Write what a binary file holds as one message in fragments, with no more than two of them in memory."""
+    def write_file(
+        self, opcode: int, file: BinaryIO | TextIO, fragment_size: int = FRAGMENT_SIZE, compress: bool | None = None
+    ) -> None:
+        """Write what a file holds from where it stands, as one message in fragments, with no more than two of them in memory.
+
+        A file opened as text will do for TEXT. Raises as `write_stream`; BlockingIOError for a file that does not block and has
+        nothing to read yet.
+        """
+        if not hasattr(file, "read"):
+            raise TypeError(f"write_file takes an open file, not {file!r}")
         if fragment_size < 1:
             raise ValueError(f"fragment_size: must be at least 1, not {fragment_size!r}")
-        self.write_stream(opcode, iter(lambda: file.read(fragment_size), b""), compress)
+        self.write_stream(opcode, _pieces_of(file, fragment_size), compress)
 
     def write_stream(self, opcode: int, pieces: Iterable[Data], compress: bool | None = None) -> None:
         """Write one message of unknown length, a fragment for each piece. Other messages wait; control frames do not.
@@ -231,3 +239,13 @@ class Outgoing(MessageQueue):
             self._queue_from_thread(opcode, bytes(payload), None, None)
             return
         self._write_frame(opcode, payload, True)
+
+
+def _pieces_of(file: BinaryIO | TextIO, size: int) -> Iterator[str | bytes]:
+    while True:
+        piece = file.read(size)
+        if piece is None:
+            raise BlockingIOError("write_file: the file has nothing to read yet, and does not wait for it")
+        if not piece:
+            return
+        yield piece

@@ -209,7 +209,7 @@ class Protocol:
                 messages.append(self._control(parser.opcode, unmask(data, payload_at, length, key_at)))
                 if parser.opcode == 8:
                     return end
-            elif len(messages) > 0 and parser.fin and end - payload_at >= length and self._may_be_too_big():
+            elif parser.allow_compressed and messages and parser.fin and end - payload_at >= length and self._may_be_too_big():
                 # Not behind other messages: their reader may say that it takes the next one in pieces.
                 return self._hold_rest(data, at, end)
             elif parser.fin and not fragmented and end - payload_at >= length:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
+from greenlet import getcurrent
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import GwsError
@@ -226,7 +227,10 @@ class Server:
     # Stopping
 
     def stop(self, timeout: float | None = 5.0) -> None:
-        """Stop accepting, close every connection with 1001, wait `timeout` seconds, abort what is left. Idempotent."""
+        """Stop accepting, close every connection with 1001, wait `timeout` seconds, abort what is left. Idempotent.
+
+        In a handler the connection that it serves is closed as well but not waited for: it ends when the handler has returned.
+        """
         service = self._service
         if service is None or service.stopping:
             return
@@ -249,16 +253,20 @@ class Server:
 
     def _end_connections(self, service: ServerService, timeout: float | None) -> None:
         service.stop_awaiting()
+        here, spared = getcurrent(), 0
         for conn in list(service.connections):
             conn.write_close(CloseCode.GOING_AWAY)
-        if service.wait_empty(timeout):
+            spared += conn.is_served_by(here)
+        if service.wait_empty(timeout, spared):
             return
         for conn in list(service.connections):
-            conn.abort()
-        if not service.wait_empty(GRACE):
+            if not conn.is_served_by(here):
+                conn.abort()
+        if not service.wait_empty(GRACE, spared):
             for conn in list(service.connections):
-                conn.kill()
-            service.wait_empty(GRACE)
+                if not conn.is_served_by(here):
+                    conn.kill()
+            service.wait_empty(GRACE, spared)
 
     def __enter__(self) -> Server:
         return self

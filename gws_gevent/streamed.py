@@ -15,9 +15,9 @@ from gws_gevent.exceptions import GwsError
 
 if TYPE_CHECKING:
     from gws_gevent.broadcast import PreparedMessage
+    from gws_gevent.connection import Connection
     from gws_gevent.extensions.deflate import Deflation
     from gws_gevent.frames import Opcode
-    from gws_gevent.incoming import Incoming
 
 __all__ = ["MessageStream", "StreamedMessage"]
 
@@ -70,7 +70,7 @@ class MessageStream:
 
     opcode: Opcode
 
-    def __init__(self, conn: Incoming, max_size: int) -> None:
+    def __init__(self, conn: Connection, max_size: int) -> None:
         self._conn = conn
         self._whole: str | bytes | None = None
         self._ended = False
@@ -93,7 +93,7 @@ class MessageStream:
                 return piece
         if self._ended:
             raise StopIteration
-        if self.skipped:
+        if self.skipped and not self._conn.closed:
             raise GwsError("the rest of this message was skipped: the connection has been read since")
         found = self._conn.next_piece(self)
         if found is None:

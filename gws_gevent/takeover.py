@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gws_gevent.exceptions import GwsError, Refusal
+from gws_gevent.frames import CloseCode
 from gws_gevent.handshake import Acceptance, accept_response, refusal_response
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ StartResponse = Callable[..., Any]
 
 class Carrier(Protocol):
     """What is below a request, as its server knows it."""
+
+    @property
+    def stopping(self) -> bool:
+        """The server is stopping: new connections are closed with 1001."""
 
     def service_of(self, own: Callable[[], ServerService], upgrader: object) -> ServerService:
         """Return the service whose options hold for connections that `upgrader` opens here.
@@ -160,7 +165,11 @@ class Takeover:
         """Upgrade now."""
         carrier = self.carrier
         conn = carrier.connection(accepted.service, accepted.session)
-        switch(conn, accepted, carrier)
+        try:
+            switch(conn, accepted, carrier)
+        except BaseException:
+            conn.abort()
+            raise
         self.conn = conn
         return conn
 
@@ -184,3 +193,5 @@ def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
     remote = carrier.remote(accepted.service, accepted.request)
     conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, carrier.rest())
     accepted.service.upgraded(conn, accepted.request)
+    if carrier.stopping:
+        conn.write_close(CloseCode.GOING_AWAY)

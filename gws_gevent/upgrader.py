@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from gws_gevent import runtime
 from gws_gevent._accel import build_of
@@ -49,8 +50,10 @@ class Upgrader:
         self._handler = as_handler(handler) if handler is not None else None
         if self._handler is not None:
             refuse_parking(self._handler, self.options)
-        # One for each hub: an app is often imported where it does not run.
-        self._services: dict[runtime.Runtime, ServerService] = {}
+        # One for each hub: an app is often imported where it does not run. That of the main thread is kept; those of threads of a
+        # server that has one for each request live as long as their connections.
+        self._services: WeakValueDictionary[int, ServerService] = WeakValueDictionary()
+        self._main: ServerService | None = None
         self._failed: dict[Stream | None, Exception] = {}
 
     def upgrade(
@@ -114,7 +117,8 @@ class Upgrader:
         try:
             accepted = self._decide(takeover, session)
         except Refusal as refusal:
-            takeover.refuse(refusal, start_response)
+            # The app has nothing to return for it: it is answered whatever the app does.
+            takeover.refuse(refusal, None)
             raise
         takeover.take("Upgrader.accept")
         return takeover.open(accepted)
@@ -123,6 +127,8 @@ class Upgrader:
         """Accept a request, or raise a Refusal."""
         service = takeover.carrier.service_of(self._service, self)
         request = takeover.request
+        if takeover.carrier.stopping or service.is_full():
+            raise Refusal(503)
         if request is None:
             raise Refusal(400, "A WebSocket handshake is a request that can be read in one way only.\n")
         acceptance = judge_upgrade(request, self.options)
@@ -168,13 +174,15 @@ class Upgrader:
     @property
     def connections(self) -> Collection[Connection]:
         """Every connection that no Server of ours has, from its first byte to its end; a copy."""
-        return frozenset(conn for service in self._services.values() for conn in service.connections)
+        return frozenset(conn for service in list(self._services.values()) for conn in list(service.connections))
 
     def _service(self) -> ServerService:
         here = runtime.current()
-        service = self._services.get(here)
+        service = self._services.get(id(here))
         if service is None:
-            service = self._services[here] = ServerService(self._handler, self.options, None, self._remember)
+            service = self._services[id(here)] = ServerService(self._handler, self.options, None, self._remember)
+            if here.hub.main_hub:
+                self._main = service
         return service
 
     def _remember(self, stream: Stream | None, error: Exception) -> None:

@@ -506,7 +506,7 @@ def test_a_file_that_is_no_certificate_is_told_in_one_line(tls_files: Files, tmp
         (["3090"], "unrecognized arguments: 3090; did you mean --bind :3090? (see gws-gevent serve --help)\n"),
         (["app:echo"], "unrecognized arguments: app:echo (see gws-gevent serve --help)\n"),
         (["--bind", "::1:3001"], "an IPv6 address stands in brackets"),
-        (["--bind", "ftp://:0"], "--bind ftp://:0: no transport serves 'ftp'; known are h3, quic, tcp, tls, unix\n"),
+        (["--bind", "ftp://:0"], "--bind ftp://:0: no transport serves 'ftp'; known are h3, kcp, quic, tcp, tls, unix\n"),
         (["--bind", "unix:/no/such/folder/x.sock"], "No such file or directory"),
         (["--bind", "tls://127.0.0.1:0"], "--bind tls://127.0.0.1:0: needs --cert"),
         (["--bind", "unix:/run/x.sock", "--cert", "c.pem"], "--cert: no endpoint uses TLS"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import pytest
 
 from gws_gevent import ClientOptions, HandshakeRefused, connect
 from tests.frameworks.apps import get
-from tests.peers.programs import accepts, browser, running
-from tests.support import ROOT, free_port, require_module, run_program, run_server_process, wait_until
+from tests.gunicorn_process import GWS_WORKER
+from tests.peers.programs import browser
+from tests.support import ROOT, require_installed, run_program, run_server_process, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer]
 
@@ -24,21 +24,18 @@ PASSWORD = "open sesame 1"
 
 
 @contextmanager
-def on_our_server(folder: Path, app: str, env: dict[str, str], tmp_path: Path) -> Iterator[int]:
+def on_our_server(folder: Path, app: str, env: dict[str, str]) -> Iterator[int]:
     args = ["-m", "gws_gevent", "serve", "--wsgi", app, "--patch", "--bind", "127.0.0.1:0"]
     with run_server_process(args, cwd=folder, env=env) as server:
         yield server.port
+        assert "Traceback" not in server.output(), server.output()
 
 
 @contextmanager
-def on_gunicorn(folder: Path, app: str, env: dict[str, str], tmp_path: Path) -> Iterator[int]:
-    require_module("gunicorn")
-    port = free_port()
-    worker = "gws_gevent.integrations.gunicorn.GwsWorker"
-    args = [sys.executable, "-m", "gunicorn", "-k", worker, "--bind", f"127.0.0.1:{port}", "--no-control-socket", app]
-    with running(args, tmp_path, lambda _: accepts(port), env, cwd=folder, stop=signal.SIGTERM) as program:
-        yield port
-    assert "Traceback" not in program.output(), program.output()
+def on_gunicorn(folder: Path, app: str, env: dict[str, str]) -> Iterator[int]:
+    with run_server_process(["-m", "gunicorn", "-k", GWS_WORKER, "--bind", "127.0.0.1:0", app], cwd=folder, env=env) as server:
+        yield server.port
+        assert "Traceback" not in server.output(), server.output()
 
 
 SERVERS: dict[str, Callable[..., Any]] = {"ours": on_our_server, "gunicorn": on_gunicorn}
@@ -52,13 +49,15 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
+    for package in ("django", "flask", "gunicorn"):
+        require_installed(package)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, "CHAT_SECRET": "for tests", "CHAT_DATABASE": str(tmp_path / "chat.sqlite3")}
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_flask(server: str, driver: Any, env: dict[str, str], tmp_path: Path) -> None:
-    with SERVERS[server](FLASK, "app:app", env, tmp_path) as port:
+def test_flask(server: str, driver: Any, env: dict[str, str]) -> None:
+    with SERVERS[server](FLASK, "app:app", env) as port:
         check_refusals(port, "/chat/socket")
         chat(driver, f"http://127.0.0.1:{port}/", lambda name: log_in(driver, name, "sesame"))
         driver.get(f"http://127.0.0.1:{port}/")
@@ -69,10 +68,10 @@ def test_flask(server: str, driver: Any, env: dict[str, str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_django(server: str, driver: Any, env: dict[str, str], tmp_path: Path) -> None:
+def test_django(server: str, driver: Any, env: dict[str, str]) -> None:
     made = run_program([sys.executable, "manage.py", "migrate"], cwd=DJANGO, env=env)
     assert made.status == 0, made.errors
-    with SERVERS[server](DJANGO, "chat.wsgi:application", env, tmp_path) as port:
+    with SERVERS[server](DJANGO, "chat.wsgi:application", env) as port:
         check_refusals(port, "/room/garden/socket")
         for name in ("ann", "bo"):
             driver.get(f"http://127.0.0.1:{port}/signup/")
@@ -101,10 +100,10 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
     driver.get(url)
     log_in("ann")
     wait_until(lambda: shown(driver)[0] == "1 here", 10)
-    # Both share one cookie jar: the socket of the first window stays ann's.
+    # Both windows share one cookie jar: the socket of the first stays ann's.
+    driver.delete_all_cookies()
     driver.switch_to.new_window("tab")
     second = driver.current_window_handle
-    driver.delete_all_cookies()
     driver.get(url)
     log_in("bo")
     wait_until(lambda: shown(driver)[0] == "2 here", 10)
@@ -121,6 +120,7 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
     driver.get(url)
     wait_until(lambda: shown(driver)[0] == "3 here", 10)
     driver.find_element("css selector", "header form button").click()
+    wait_until(lambda: "/login" in driver.current_url, 10)
     driver.close()
     driver.switch_to.window(second)
     wait_until(lambda: "/login" in driver.current_url, 10)
@@ -152,5 +152,5 @@ def shown(driver: Any) -> tuple[str, list[str]]:
 
 
 def leave(driver: Any) -> None:
-    driver.get("about:blank")
     driver.delete_all_cookies()
+    driver.get("about:blank")

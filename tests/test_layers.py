@@ -53,8 +53,7 @@ OWN_LIBRARY = {
     "extensions": {"isal", "zlib_ng"},
     "transports.quic": {"aioquic"},
     "transports.h3": {"aioquic", "pylsqpack"},
-    "transports.kcp_core": {"kcp", "siokcp"},
-    "transports.kcp_cipher": {"cryptography"},
+    "transports.kcp": {"cryptography", "kcp", "siokcp"},
     "integrations": {"engineio", "flask", "flask_sock", "geventwebsocket", "gunicorn", "locust", "simple_websocket"},
     "cli": {"rich"},
 }

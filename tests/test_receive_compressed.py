@@ -381,6 +381,27 @@ def test_who_inflates_much_lets_others_run_and_goes_on_while_nothing_arrives() -
     assert ticks > 5
 
 
+def test_closing_in_the_middle_of_a_bomb_does_not_inflate_the_rest() -> None:
+    seen: list[Any] = []
+
+    def read(conn: Connection) -> None:
+        stream = conn.receive_stream()
+        next(stream)
+        partial = conn._protocol.partial if hasattr(conn, "_protocol") else None  # of the plain build
+        conn.close(4000)
+        with pytest.raises(ConnectionClosed):
+            next(stream)
+        seen.append(partial.inflated if partial is not None else 0)
+
+    with paired(read, *deflating(), capacity=MIB) as pair:
+        pair.client.stream.send_all(raw(FIN | RSV1 | BINARY, pack(bytes(20 * MIB), 9)))
+        assert list(pair.client) == []
+        assert pair.client.close_info is not None
+        assert pair.client.close_info.code == 4000
+        wait_until(lambda: seen)
+    assert seen[0] <= 2 * OUTPUT_SLICE
+
+
 @pytest.mark.parametrize("what", ["text", "cut off"])
 def test_what_breaks_in_the_middle_ends_its_connection(what: str) -> None:
     codes: list[int | None] = []

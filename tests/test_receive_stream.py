@@ -729,6 +729,9 @@ def test_wrong_use() -> None:
     with paired(Recorder()) as pair:
         with pytest.raises(ValueError, match="max_size"):
             pair.client.receive_stream(max_size=-1)
+        for wrong in ("1", 1e6):
+            with pytest.raises(TypeError, match="max_size"):
+                pair.client.receive_stream(max_size=wrong)  # type: ignore[arg-type]
         first = gevent.spawn(pair.client.receive_stream)
         gevent.sleep(0)
         with pytest.raises(GwsError, match="another greenlet is reading"):
@@ -739,8 +742,9 @@ def test_wrong_use() -> None:
         reading = gevent.spawn(list, stream)
         gevent.sleep(0)
         assert reading.get(timeout=5) == ["a"]
-        pair.server.send("unbounded")
-        assert list(pair.client.receive_stream(max_size=None, timeout=5)) == ["unbounded"]
+        for bound in (None, 2**63, 2**200):
+            pair.server.send("unbounded")
+            assert list(pair.client.receive_stream(max_size=bound, timeout=5)) == ["unbounded"]
         pair.server.abort()
         with pytest.raises(ConnectionClosed):
             pair.client.receive_stream()

@@ -43,6 +43,25 @@ NUMBER: Any = 5
 LIST: Any = [1]
 
 
+def closed_file() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
+def idle_pipe() -> Any:
+    """A raw file that does not block: `read` returns None."""
+
+    class Idle(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> None:
+            return None
+
+    return Idle()
+
+
 def in_hub(function: Callable[[], Any]) -> Any:
     """Run `function` in the hub; return what it returned, or raise what it raised."""
     result: list[Any] = []
@@ -88,6 +107,7 @@ WRITES: dict[str, tuple[Callable[[Any], object], Any]] = {
     "writev_async": (lambda conn: conn.writev_async(TEXT, "as", "ync"), "async"),
     "write_file": (lambda conn: conn.write_file(BINARY, io.BytesIO(b"in a file")), b"in a file"),
     "write_file empty": (lambda conn: conn.write_file(BINARY, io.BytesIO()), b""),
+    "write_file opened as text": (lambda conn: conn.write_file(TEXT, io.StringIO("ééé"), 2), "ééé"),
     "write_file text": (lambda conn: conn.write_file(TEXT, io.BytesIO("ééé".encode()), 3), "ééé"),
     "write_stream": (lambda conn: conn.write_stream(TEXT, ["in ", "pieces"]), "in pieces"),
     "write_stream of nothing": (lambda conn: conn.write_stream(TEXT, []), ""),
@@ -184,6 +204,12 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "a number as message": (lambda conn: conn.send(5), TypeError),
     "a list": (lambda conn: conn.send([1]), TypeError),
     "text that was not prepared": (lambda conn: conn.write_prepared("x"), TypeError),
+    "a file that is none": (lambda conn: conn.write_file(BINARY, NUMBER), TypeError),
+    "a callback that is none": (lambda conn: conn.write_async(TEXT, "x", NUMBER), TypeError),
+    "a callback of parts that is none": (lambda conn: conn.writev_async(TEXT, "x", callback=NUMBER), TypeError),
+    "a broadcast's callback that is none": (lambda conn: Broadcaster(TEXT, "x").broadcast([conn], NUMBER), TypeError),
+    "a function that is none": (lambda conn: conn.submit(NUMBER), TypeError),
+    "a close callback that is none": (lambda conn: conn.add_close_callback(NUMBER), TypeError),
     "a prepared number": (lambda conn: conn.write_prepared(PreparedMessage(BINARY, NUMBER)), TypeError),
     "a prepared list": (lambda conn: Broadcaster(BINARY, LIST).broadcast([conn]), TypeError),
     "a ping of text": (lambda conn: conn.write_ping("x"), TypeError),
@@ -205,6 +231,9 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "close 5000": (lambda conn: conn.write_close(5000), ValueError),
     "close with a long reason": (lambda conn: conn.write_close(1000, "x" * 124), ValueError),
     "close with a reason and no code": (lambda conn: conn.write_close(1005, "why"), ValueError),
+    "a file opened as text": (lambda conn: conn.write_file(BINARY, io.StringIO("x")), TypeError),
+    "a file that is closed": (lambda conn: conn.write_file(BINARY, closed_file()), ValueError),
+    "a file that has nothing to read yet": (lambda conn: conn.write_file(BINARY, idle_pipe()), BlockingIOError),
     "fragments of no bytes": (lambda conn: conn.write_file(BINARY, io.BytesIO(b"x"), 0), ValueError),
     "a stream of another opcode": (lambda conn: conn.write_stream(Opcode.PONG, [b"x"]), ValueError),
     "a stream whose first piece is bad": (lambda conn: conn.write_stream(BINARY, ["str"]), TypeError),
@@ -216,6 +245,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
 #: What those were given whose TypeError is not about a `str`.
 GIVEN: dict[str, Any] = {
     "None": None, "a number": 1, "a number as text": 1, "a number as message": 1, "a list": [], "a prepared number": 1,
+    **dict.fromkeys((one for one in REFUSED if one.endswith(" that is none")), NUMBER),
     "a prepared list": [], "a pong of a number": 1, "a close reason in bytes": b"",
 }  # fmt: skip
 
@@ -230,7 +260,8 @@ def test_what_is_refused_sends_nothing(what: str, side: str) -> None:
         conn = getattr(pair, side)
         with pytest.raises(error) as caught:
             write(conn)
-        assert error is not TypeError or f"not {type(GIVEN.get(what, '')).__name__}" in str(caught.value), what
+        given = GIVEN.get(what, "")
+        assert error is not TypeError or f"not {type(given).__name__}" in str(caught.value) or f"not {given!r}" in str(caught.value)
         assert conn.buffered_amount == 0
         conn.send(b"x" * 1000)
         receiver = client if side == "server" else handler

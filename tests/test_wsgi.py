@@ -6,21 +6,27 @@ import gc
 import socket
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gevent
 import gevent.socket
 import pytest
+from gevent.event import AsyncResult
 from gevent.pywsgi import WSGIServer
 
 from gws_gevent import (
     ClientOptions,
+    Close,
     CloseCode,
     Connection,
+    ConnectionClosed,
     EventHandler,
     GwsError,
     HandshakeRefused,
+    Opcode,
+    PermessageDeflate,
+    Server,
     ServerOptions,
     Upgrader,
     WsgiSettings,
@@ -173,6 +179,29 @@ def test_nothing_of_the_request_is_alive_while_the_connection_is() -> None:
             assert alive[1]() is None
     finally:
         gc.enable()
+
+
+def test_a_hijacked_connection_has_no_more_objects_than_a_direct_one() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        return upgrader.upgrade(environ, start_response)
+
+    def objects(handler: EchoHandler | None) -> int:
+        with serving(handler, wsgi=app, wsgi_settings=QUIET) as server, ExitStack() as stack:
+
+            def crowd(count: int) -> int:
+                for _ in range(count):
+                    sock = stack.enter_context(gevent.socket.create_connection(("127.0.0.1", port_of(server)), timeout=5))
+                    sock.sendall(UPGRADE + b"\x81\x82\0\0\0\0hi")
+                    while b"hi" not in sock.recv(1000):
+                        pass
+                gc.collect()
+                return len(gc.get_objects())
+
+            before = crowd(10)
+            return crowd(50) - before
+
+    upgrader = Upgrader(EchoHandler())
+    assert objects(None) <= objects(EchoHandler())
 
 
 def test_refusals_are_the_apps_answer() -> None:
@@ -342,3 +371,89 @@ def test_the_server_stops_a_hijacked_connection_with_1001() -> None:
         assert conn.close_info.received is not None
         assert conn.close_info.received.code == CloseCode.GOING_AWAY
     assert handler.wait_closed().clean
+
+
+def test_the_upgraders_options_hold_and_the_servers_limits_too() -> None:
+    handler = EchoHandler()
+    deflate = PermessageDeflate(threshold=0)
+    own = {"read_max_payload_size": 100, "permessage_deflate": deflate, "keep_request": True, "write_queue_size": 100_000_000}
+    upgrader = Upgrader(handler, ServerOptions(**own))  # type: ignore[arg-type]
+    options = ServerOptions(max_buffered=2_000_000)
+    with serving(None, options, wsgi=upgrading(upgrader), wsgi_settings=QUIET) as server:
+        with connect(url_of(server, "/ws"), options=ClientOptions(permessage_deflate=deflate)) as conn:
+            assert conn.extensions
+            conn.send("a" * 90)
+            assert conn.receive(timeout=5) == "a" * 90
+            ours = handler.open.get(timeout=5)
+            assert ours.request.target == "/ws"
+            assert ours in server.connections
+            conn.send("b" * 101)
+            with pytest.raises(ConnectionClosed) as closed:
+                conn.receive(timeout=5)
+            assert closed.value.info.received is not None
+            assert closed.value.info.received.code == CloseCode.MESSAGE_TOO_BIG
+        wait_until(lambda: not server.connections)
+        with gevent.socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as slow:
+            handler.open = AsyncResult()
+            slow.sendall(UPGRADE)
+            ours = handler.open.get(timeout=5)
+            ours.write_async(Opcode.BINARY, bytes(15_000_000))
+            # What is unsent counts for the whole server.
+            assert ours.close_info is not None
+            assert ours.close_info.sent == Close(CloseCode.TRY_AGAIN_LATER, "too much is buffered")
+
+
+def test_a_hijacked_connection_can_be_parked() -> None:
+    upgrader = Upgrader(EchoHandler(), ServerOptions(park_after=0.05))
+    with serving(None, wsgi=upgrading(upgrader), wsgi_settings=QUIET) as server, connect(url_of(server, "/ws")) as conn:
+        for text in ("one", "two"):
+            conn.send(text)
+            assert conn.receive(timeout=5) == text
+            gevent.sleep(0.1)
+
+
+def test_the_upgraders_own_limit_holds_where_no_server_of_ours_is() -> None:
+    upgrader = Upgrader(EchoHandler(), ServerOptions(max_connections=1))
+    with stock_server(upgrading(upgrader)) as server:
+        with connect(stock_url(server)) as conn:
+            with pytest.raises(HandshakeRefused) as refused:
+                connect(stock_url(server))
+            assert refused.value.status == 503
+            conn.send("hi")
+            assert conn.receive(timeout=5) == "hi"
+        wait_until(lambda: not upgrader.connections)
+        connect(stock_url(server)).close()
+
+
+def test_an_app_that_is_killed_takes_its_connection_along() -> None:
+    waiting: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        waiting.append(gevent.getcurrent())
+        gevent.sleep(60)
+        return []
+
+    with serving(None, wsgi=app, wsgi_settings=QUIET) as server:
+        with gevent.socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+            wait_until(lambda: waiting)
+            for conn in server.connections:
+                conn.kill()
+            wait_until(lambda: not server.connections)
+    assert len(waiting) == 1
+
+
+def test_wrong_arguments_are_told() -> None:
+    with pytest.raises(TypeError, match="a server needs a handler, on_request, or a WSGI app"):
+        Server()
+    with pytest.raises(TypeError, match="a WSGI app is called with an environ"):
+        Server(wsgi=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not both"):
+        Server(EchoHandler(), on_request=lambda request: None, wsgi=hello)
+    server = Server(wsgi=hello, wsgi_settings=WsgiSettings(handler_class=object))
+    with pytest.raises(TypeError, match="handler_class is a subclass of"):
+        server.start("127.0.0.1:0")
+    with pytest.raises(TypeError, match="upgrade needs a handler"):
+        Upgrader().upgrade({})
+    with pytest.raises(ValueError, match="park_after"):
+        Upgrader(options=ServerOptions(park_after=1)).accept({})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from struct import pack
 from typing import Any
 
 import gevent
@@ -339,3 +340,54 @@ def test_a_failing_app_is_answered_500_and_the_server_goes_on() -> None:
         with connect(url_of(server)) as conn:
             conn.send("hi")
             assert conn.receive(timeout=5) == "hi"
+
+
+def test_connections_between_two_requests_make_room() -> None:
+    site = Site()
+    with serving(None, ServerOptions(max_connections=1), wsgi=site, wsgi_settings=QUIET) as server, ExitStack() as stack:
+        kept = []
+        for _ in range(105):
+            sock = stack.enter_context(talking(port_of(server)))
+            sock.sendall(PAGE)
+            until(sock, b"served /page")
+            kept.append(sock)
+        assert rest_of(kept[0]) == b""
+        assert len(server.connections) <= 103
+        kept[-1].sendall(PAGE)
+        until(kept[-1], b"served /page")
+
+
+def test_an_app_may_speak_another_protocol_by_itself() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        write = start_response("101 Switching Protocols", [("Upgrade", "echo"), ("Connection", "Upgrade")])
+        write(b"")
+        while line := environ["wsgi.input"].readline():
+            write(line)
+        return []
+
+    request = upgrade().replace(b"Upgrade: websocket", b"Upgrade: websocket, echo")
+    with serving(None, ServerOptions(body_timeout=0.1), wsgi=app, wsgi_settings=QUIET) as server:
+        with talking(port_of(server)) as sock:
+            sock.sendall(request + b"one\n")
+            assert until(sock, b"one\n").startswith(b"HTTP/1.1 101 ")
+            gevent.sleep(0.3)
+            sock.sendall(b"two\n")
+            until(sock, b"two\n")
+            sock.shutdown(socket.SHUT_WR)
+            assert rest_of(sock) == b""
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_who_does_not_wait_for_the_answer_is_no_error(reset: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    requests = [b"GET\r\n\r\n", upgrade(), upgrade(b"X: \0\r\n"), b"GET /big/3000000 HTTP/1.1\r\nHost: x\r\n\r\n"]
+    for kind in ("app", "stock"):
+        site = Site()
+        with each_server(kind, site) as port:
+            for request in requests:
+                with talking(port) as sock:
+                    if reset:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
+                    sock.sendall(request)
+            wait_until(lambda: len(site.asked) == 2)  # noqa: B023  # called within this round
+            gevent.sleep(0.05)
+    assert capfd.readouterr().err == ""

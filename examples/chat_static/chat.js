@@ -14,9 +14,9 @@
     const line = document.createElement("li");
     const name = document.createElement("b");
     name.textContent = message.from;
-    line.append(name, message.text);
+    line.append(name, " ", message.text);
     lines.append(line);
-    line.scrollIntoView();
+    lines.scrollTop = lines.scrollHeight;
   }
 
   function open() {

@@ -33,6 +33,7 @@ cdef class Incoming(Reading):
     @cython.locals(message=Message)
     cdef _receive_data(self)
     cdef _check_reader(self)
+    cdef bint _may_be_read_here(self) except -1
     cdef _in_time(self, timeout, stream)
     @cython.locals(protocol=Protocol, message=Message)
     cdef _begin_stream(self, stream)

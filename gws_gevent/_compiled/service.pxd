@@ -14,8 +14,8 @@ cdef class Service:
     cdef readonly list spare_writers
     cdef list _dirty
     cdef object _logger
-    cdef object _ids
     cdef object _empty
+    cdef long _spared
     cdef dict _when_closed
     cdef dict _contexts
     cdef readonly unsigned long thread

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import pkgutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
@@ -24,7 +25,7 @@ from gevent.event import Event
 from gws_gevent.exceptions import MissingExtra
 from gws_gevent.handler import EventHandler
 from gws_gevent.http_head import Request
-from gws_gevent.integrations.gunicorn_log import AccessLog
+from gws_gevent.integrations.gunicorn_log import AccessLog, as_text
 from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler
 from gws_gevent.options import ServerOptions, WsgiSettings
 from gws_gevent.patching import patch_all
@@ -80,6 +81,16 @@ class GwsWorker(GeventWorker):  # type: ignore[misc]
         self._orphaned = False
 
     # Starting
+
+    def init_process(self) -> None:
+        """See gunicorn's Worker."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            # One that comes before gunicorn sets its handlers would go to those of the arbiter, and be lost.
+            signal.signal(number, self._exit_early)
+        super().init_process()
+
+    def _exit_early(self, sig: int, frame: Any) -> None:
+        self.alive = False
 
     def patch(self) -> None:
         """Patch, as gunicorn's gevent workers do, and say what the arbiter had imported before."""
@@ -280,7 +291,7 @@ class HookResponse:
     def __init__(self, handler: WorkerHandler) -> None:
         self.status = handler._orig_status or ""
         self.status_code = int(self.status.partition(" ")[0] or 0)
-        self.headers = [tuple(header) for header in handler.response_headers or ()]
+        self.headers = [(as_text(name), as_text(value)) for name, value in handler.response_headers or ()]
         self.headers_sent: bool = handler.headers_sent
         self.sent: int = handler.response_length
 

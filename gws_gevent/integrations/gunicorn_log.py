@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gws_gevent.connection import Connection
     from gws_gevent.http_head import Request
 
-__all__ = ["AccessLog"]
+__all__ = ["AccessLog", "as_text"]
 
 #: What a line of the log is made of besides headers: keys of an environ.
 _KEYS = (
@@ -73,8 +73,8 @@ class AccessLog:
     def request(self, handler: Any) -> None:
         """A request has been answered by the app, or refused; `handler` is a WSGIHandler."""
         seconds = max((handler.time_finish or time.time()) - handler.time_start, 0.0)
-        headers = [(_text(name), _text(value)) for name, value in handler.response_headers or ()]
-        status = _text(handler._orig_status or handler.status or "000")
+        headers = [(as_text(name), as_text(value)) for name, value in handler.response_headers or ()]
+        status = as_text(handler._orig_status or handler.status or "000")
         self._write(handler, LoggedResponse(status, headers, handler.response_length), seconds)
 
     def library_began(self, handler: Any) -> None:
@@ -89,9 +89,7 @@ class AccessLog:
         self._write(handler, LoggedResponse("101 closed", [], sent), seconds, {"gws_gevent.received": received})
 
     def _write(self, handler: Any, response: LoggedResponse, seconds: float, more: dict[str, Any] | None = None) -> None:
-        method, _, rest = (handler.requestline or "").partition(" ")
-        least = {"REQUEST_METHOD": method, "RAW_URI": rest.partition(" ")[0], "SERVER_PROTOCOL": rest.partition(" ")[2]}
-        environ = {**least, **(handler.environ or {}), **(more or {})}
+        environ = {**(handler.environ or _least_environ(handler)), **(more or {})}
         headers = handler.headers.items() if getattr(handler, "headers", None) is not None else []
         self._log.access(response, headers, environ, timedelta(seconds=seconds))
 
@@ -129,11 +127,21 @@ class AccessLog:
         self._log.access(response, followed.headers, {**environ, **more}, timedelta(seconds=seconds))
 
 
+def _least_environ(handler: Any) -> dict[str, str]:
+    """For a request that could not be read: gunicorn's logger does not do without."""
+    words: list[str] = (handler.requestline or "").split(" ")
+    method, target, version, *_ = [*words, "", "", ""]
+    address = handler.client_address
+    found = {"REQUEST_METHOD": method, "RAW_URI": target, "SERVER_PROTOCOL": version}
+    return found | ({"REMOTE_ADDR": address[0]} if isinstance(address, tuple) else {})
+
+
 def _count_bytes(stream: Any) -> None:
     carrier = stream.info("carrier") or stream
     if hasattr(carrier, "count_bytes"):
         carrier.count_bytes()
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """What gevent's handler has as bytes at times, and gunicorn as text."""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)

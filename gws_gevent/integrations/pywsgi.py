@@ -17,10 +17,10 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
-from gws_gevent.exceptions import HandshakeError, Refusal
+from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.handshake import parse_request, refusal_response, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.options import ServerOptions
@@ -62,6 +62,9 @@ class HandlerCarrier(Carrier, Protocol):
     def head_complete(self) -> None:
         """The handler has read the head: what it reads now is the body."""
 
+    def http_is_over(self) -> None:
+        """The app answers 101 by itself: what is read from here on is no body."""
+
     def check_length(self, length: int | None) -> None:
         """Raise a Refusal for a body that is declared too long."""
 
@@ -89,6 +92,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     carrier: Any = None
     code: Any
+    socket: Any
     status: Any
     response_headers: Any
     request: Request | None = None
@@ -116,7 +120,11 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def handle(self) -> None:
         """Serve the connection, for a server of gevent's own; in the end run its read loop if it has been upgraded."""
-        pywsgi.WSGIHandler.handle(self)
+        try:
+            pywsgi.WSGIHandler.handle(self)
+        except OSError as error:
+            if error.errno not in self.ignored_socket_errors:
+                raise
         carrier, takeover = self.carrier, self.takeover
         accepted = takeover.accepted if takeover is not None else None
         # The server's frames below keep this handler, and would keep the request.
@@ -124,7 +132,11 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if accepted is None:
             return
         conn = carrier.connection(accepted.service, accepted.session)
-        switch(conn, accepted, carrier)
+        try:
+            switch(conn, accepted, carrier)
+        except TransportError:
+            conn.abort()  # the peer has left
+            return
         conn.attach(accepted.handler)
         del carrier, takeover, accepted
         conn.read_loop()
@@ -179,7 +191,10 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if self.takeover.by is not None:
                 return _swallow
             self.takeover.answered = True
-        return pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
+        write = pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
+        if self.code == 101:
+            self.carrier.http_is_over()
+        return write
 
     def finalize_headers(self) -> None:
         pywsgi.WSGIHandler.finalize_headers(self)
@@ -199,7 +214,9 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if not self._connection_upgrade_requested():
             pywsgi.WSGIHandler.process_result(self)
             return
-        for data in self.result:
+        # The app may have taken the connection, or do so while its answer is made.
+        answer = iter(self.result) if takeover.by is None else ()
+        for data in answer:
             if takeover.by is not None:
                 return
             if data:
@@ -221,6 +238,10 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if not self._connection_upgrade_requested():
                 raise
             takeover.by = takeover.by or "the app, which says so by StopIteration"
+        except GreenletExit:
+            # The base class would answer 500 and go on.
+            self.close_connection = True
+            raise
         except Exception as error:
             if takeover.by is None:
                 raise
@@ -246,6 +267,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.after_takeover(takeover)
         if takeover.accepted is not None:
             self.carrier.keep()
+            self.socket = None  # which the base class would close
         if takeover.conn is not None:
             takeover.conn.close()
         if takeover.socket is not None:
@@ -284,6 +306,7 @@ class SocketCarrier:
     """A connection of a `gevent.pywsgi.WSGIServer`: a socket of gevent's, maybe with TLS. It has no deadlines."""
 
     close_timeout = CLOSE_TIMEOUT
+    stopping = False
 
     def __init__(self, sock: Any) -> None:
         self.tainted = False
@@ -317,6 +340,9 @@ class SocketCarrier:
             self._intake.put_back(bytes(taken))
 
     def head_complete(self) -> None:
+        """See HandlerCarrier."""
+
+    def http_is_over(self) -> None:
         """See HandlerCarrier."""
 
     def check_length(self, length: int | None) -> None:
@@ -371,6 +397,7 @@ def new_connection(stream: Stream, service: ServerService, session: MutableMappi
     """Return a connection, not yet open, on a stream that no Server of ours has accepted."""
     conn = Connection(stream, service)
     service.connections[conn] = None
+    service.take_place(conn)
     conn.move_to(service, session)
     conn.add_close_callback(service.closed)
     return conn

@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent.socket
 
+from tests.gunicorn_process import GWS_WORKER
 from tests.support import ROOT, ServerProcess, require_installed, run_server_process
 
 __all__ = ["App", "get", "serving_app"]
@@ -42,10 +43,12 @@ class App:
 
 @contextmanager
 def serving_app(server: str, *parts: str) -> Iterator[App]:
-    """Serve the Flask app of flask_apps.py in a process of its own: see serve_app.py."""
+    """Serve the Flask app of flask_apps.py in a process of its own: see serve_app.py; "gunicorn" is that, with our worker."""
     for package in ("flask", "flask_sock", "flask_socketio", "geventwebsocket"):
         require_installed(package)
     args = [str(HERE / "serve_app.py"), server, *parts]
+    if server == "gunicorn":
+        args = ["-m", "gunicorn", "-k", GWS_WORKER, "--bind", "127.0.0.1:0", f"tests.frameworks.flask_apps:make({list(parts)})"]
     with run_server_process(args, env={"PYTHONPATH": str(ROOT)}) as process:
         yield App(process)
 

@@ -17,7 +17,10 @@ BIG = 8 * 1024 * 1024
 
 
 def make(parts: Sequence[str]) -> Flask:
-    """Make an app with ordinary pages and these parts: "flask_sock", "sock" (ours, under /ours), "socketio", "install"."""
+    """Make an app with ordinary pages and these parts: "flask_sock", "sock" (ours, under /ours), "socketio", "install".
+
+    The route /old is one for gevent-websocket.
+    """
     app = Flask(__name__)
     app.secret_key = "for tests"
     app.config["SOCK_SERVER_OPTIONS"] = {"subprotocols": ["chat"]}
@@ -41,6 +44,13 @@ def make(parts: Sequence[str]) -> Flask:
             queued=queued_bytes(app),
         )
 
+    @app.get("/old")
+    def old() -> str:
+        ws = request.environ["wsgi.websocket"]
+        while (message := ws.receive()) is not None:
+            ws.send(message)
+        return ""
+
     if "flask_sock" in parts:
         from flask_sock import Sock
 
@@ -57,25 +67,25 @@ def make(parts: Sequence[str]) -> Flask:
 def add_routes(sock: Any, prefix: str) -> None:
     """What flask-sock's documentation does, and what is known to go wrong with it."""
 
-    @sock.route(f"{prefix}/echo")
+    @sock.route(f"{prefix}/echo", endpoint=f"echo{len(prefix)}")
     def echo(ws: Any) -> None:
         while True:
             ws.send(ws.receive())
 
-    @sock.route(f"{prefix}/big")
+    @sock.route(f"{prefix}/big", endpoint=f"big{len(prefix)}")
     def big(ws: Any) -> None:
         ws.send(b"x" * BIG)
         ws.receive()
 
-    @sock.route(f"{prefix}/bye")
+    @sock.route(f"{prefix}/bye", endpoint=f"bye{len(prefix)}")
     def bye(ws: Any) -> None:
         ws.close(4001, "enough")
 
-    @sock.route(f"{prefix}/return")
+    @sock.route(f"{prefix}/return", endpoint=f"return{len(prefix)}")
     def returns(ws: Any) -> None:
         ws.send(session.get("name", "nobody"))
 
-    @sock.route(f"{prefix}/error")
+    @sock.route(f"{prefix}/error", endpoint=f"error{len(prefix)}")
     def error(ws: Any) -> None:
         ws.send("now")
         raise ZeroDivisionError
@@ -89,9 +99,10 @@ def add_socketio(app: Flask, install: bool) -> None:
     app.config["SOCKETIO"] = socketio
     seen = app.config["FACTS"] = []
     if install:
+        from gws_gevent import ServerOptions
         from gws_gevent.integrations.engineio import install as install_ours
 
-        install_ours(socketio)
+        install_ours(socketio, ServerOptions(close_timeout=0.5))
 
     @socketio.on("connect")
     def connected(auth: Any = None) -> Any:

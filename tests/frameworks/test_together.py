@@ -14,7 +14,15 @@ from tests.support import require_tool, run_program
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = ("flask_sock", "sock", "socketio", "install", "geventwebsocket")
+SOCKS = ("flask_sock", "sock", "socketio")
+#: Server, and parts of the app.
+STACKS = {
+    "without gevent-websocket": ("ours", *SOCKS),
+    "install, without gevent-websocket": ("ours", *SOCKS, "install"),
+    "install, with gevent-websocket": ("ours", *SOCKS, "install", "geventwebsocket"),
+    "successor of gevent-websocket": ("successor", *SOCKS),
+    "install, and successor of gevent-websocket": ("successor", *SOCKS, "install"),
+}
 
 
 def test_two_answers_on_one_socket_with_the_old_stack() -> None:
@@ -24,11 +32,11 @@ def test_two_answers_on_one_socket_with_the_old_stack() -> None:
         assert client.read_answer().status == 101
 
 
-@pytest.mark.parametrize("parts", [EVERYTHING, EVERYTHING[:-1]], ids=["with gevent-websocket", "without"])
+@pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.peer
-def test_all_in_one_app(parts: tuple[str, ...]) -> None:
-    with serving_app("ours", *parts) as app:
-        for route in ("/echo", "/ours/echo"):
+def test_all_in_one_app(stack: str) -> None:
+    with serving_app(*STACKS[stack]) as app:
+        for route in ("/echo", "/ours/echo", *(["/old"] if "successor" in stack else [])):
             with connect(app.url(route), options=ClientOptions(ping_interval=None)) as conn:
                 conn.send("hello")
                 assert conn.receive(timeout=5) == "hello"

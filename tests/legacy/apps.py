@@ -73,6 +73,17 @@ def two_senders(environ: dict[str, Any], start_response: StartResponse) -> Itera
     return []
 
 
+def timed_out(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    """Gives up waiting in the middle of a message, and waits again."""
+    ws = environ["wsgi.websocket"]
+    ws.send("begin")
+    with gevent.Timeout(0.2, False):
+        ws.receive()
+    ws.send("end")
+    ws.send(str(ws.receive()))
+    return []
+
+
 def close_with_reason(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
     environ["wsgi.websocket"].close(4001, b"why")
     return []
@@ -113,7 +124,7 @@ class Shout(WebSocketApplication):
             return
         for client in self.ws.handler.server.clients.values():
             client.ws.send(message)
-            gevent.sleep(0.01)
+            gevent.sleep(0.1)
 
 
 def plain(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -227,6 +238,7 @@ def application() -> Callable[..., Iterable[bytes]]:
         "/echo": echo,
         "/sizes": sizes,
         "/two": two_senders,
+        "/timeout": timed_out,
         "/close": close_with_reason,
         "/members": members_only,
         "/flask": flask_app(),

@@ -16,7 +16,7 @@ from gevent import pywsgi
 from gevent.event import Event
 from gevent.ssl import SSLContext
 
-from gws_gevent import Server, ServerOptions, State, WsgiSettings
+from gws_gevent import Refusal, Server, ServerOptions, State, WsgiSettings
 from gws_gevent.integrations.geventwebsocket import Resource, WebSocketApplication, WebSocketError, WebSocketServer, get_version
 from gws_gevent.integrations.geventwebsocket.clients import Client, Clients
 from gws_gevent.integrations.geventwebsocket.exceptions import FrameTooLargeException, ProtocolError
@@ -43,7 +43,7 @@ def serving(app: Any, **settings: Any) -> Iterator[Any]:
         yield server
         wait_until(lambda: not server.clients, what="the end of all WebSockets")
         upgraders = vars(server).get("websocket_upgraders", {}).values()
-        wait_until(lambda: not any(upgrader.connections for upgrader in upgraders), what="the end of all connections")
+        wait_until(lambda: not any(upgrader.connections for _, upgrader in upgraders), what="the end of all connections")
     finally:
         server.stop(timeout=1)
 
@@ -102,7 +102,25 @@ def test_a_server_that_stops_says_goodbye() -> None:
     stopping.get(timeout=5)
 
 
-def test_a_server_that_stops_and_a_client_that_does_not_answer() -> None:
+def test_a_websocket_that_opens_while_the_server_stops_is_told_at_once() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.set()
+        closed.wait()
+        echo(environ["wsgi.websocket"])
+        return []
+
+    asked, closed = Event(), Event()
+    with serving(app) as server, RawClient(port_of(server)) as client:
+        client.send(request())
+        asked.wait()
+        server.close()
+        closed.set()
+        assert client.read_answer().status == 101
+        assert client.read_close() == (1001, b"")
+
+
+@pytest.mark.parametrize("spawn", ["default", 10], ids=["no pool", "pool"])
+def test_a_server_that_stops_and_a_client_that_does_not_answer(spawn: Any) -> None:
     seen = []
 
     def wait(ws: WebSocket) -> None:
@@ -111,7 +129,7 @@ def test_a_server_that_stops_and_a_client_that_does_not_answer() -> None:
         finally:
             seen.append(ws.closed)
 
-    server = WebSocketServer(("127.0.0.1", 0), using(wait), log=None)
+    server = WebSocketServer(("127.0.0.1", 0), using(wait), log=None, spawn=spawn)
     server.start()
     with websocket(server.server_port, "/") as client:
         wait_until(lambda: server.clients)
@@ -133,6 +151,59 @@ def test_options_of_a_server() -> None:
         WebSocketServer(("127.0.0.1", 0), options={"origins": None})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="park_after"):
         WebSocketServer(("127.0.0.1", 0), options=ServerOptions(park_after=1))
+
+
+def test_authorize_decides_whatever_the_application_makes_of_it() -> None:
+    seen: list[Any] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        ws = environ["wsgi.websocket"]
+        try:
+            echo(ws)
+        except WebSocketError as error:
+            seen.append((type(error.__cause__), ws.closed))
+        start_response("200 OK", [])
+        return [b"let in"]
+
+    options = ServerOptions(authorize=lambda request, session: request.query == "sesame")
+    with serving(app, options=options) as server:
+        assert status_of(server, request("/?rice")) == 401
+        with websocket(port_of(server), "/?sesame") as client:
+            client.echo()
+    assert seen == [(Refusal, True)]
+
+
+def test_a_full_server_refuses() -> None:
+    with serving(using(echo), options=ServerOptions(max_connections=1)) as server:
+        with websocket(port_of(server), "/") as client:
+            client.echo()
+            assert status_of(server, request()) == 503
+            client.echo()
+
+
+def test_a_client_that_leaves_before_the_101(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.set()
+        gone.wait()
+        try:
+            # A few bytes may still be taken by the kernel before the reset has come; so many are not.
+            monkeypatch.setattr("gws_gevent.takeover.accept_response", lambda *args: b"x" * (16 << 20))
+            environ["wsgi.websocket"].accept()
+        except WebSocketError as error:
+            seen.append(str(error))
+        return []
+
+    asked, gone = Event(), Event()
+    with serving(app) as server:
+        with RawClient(port_of(server)) as client:
+            client.send(request())
+            asked.wait()
+            client.reset()
+        gone.set()
+        wait_until(lambda: seen)
+    assert seen == ["Socket is dead"]
 
 
 def test_plain_requests_are_plain() -> None:
@@ -423,13 +494,17 @@ def test_prevent_wsgi_call_leaves_the_websocket_to_the_handler() -> None:
         def handle_one_response(self) -> None:
             super().handle_one_response()
             assert self.websocket is not None
-            echo(self.websocket)
+            if not self.websocket.closed:
+                echo(self.websocket)
 
-    with serving(using(echo), handler_class=Talking) as server, websocket(port_of(server), "/") as client:
-        client.echo()
-        client.send(CLOSE)
-        assert client.read_close() == (1000, b"")
-        client.read_end()
+    options = ServerOptions(authorize=lambda request, session: request.query != "rice")
+    with serving(using(echo), handler_class=Talking, options=options) as server:
+        with websocket(port_of(server), "/") as client:
+            client.echo()
+            client.send(CLOSE)
+            assert client.read_close() == (1000, b"")
+            client.read_end()
+        assert status_of(server, request("/?rice")) == 401
 
 
 def test_hidden_headers() -> None:
@@ -498,6 +573,16 @@ def test_what_may_be_sent() -> None:
         (10, b"pong"),
         (8, b"\x0f\xa1why"),
     ]
+
+
+def test_another_thread_may_send() -> None:
+    def send(ws: WebSocket) -> None:
+        ws.send("one")
+        gevent.get_hub().threadpool.apply(ws.send, ("from a thread",))
+        ws.send("two")
+
+    with serving(using(send)) as server, websocket(port_of(server), "/") as client:
+        assert {client.read_frame().payload for _ in range(3)} == {b"one", b"from a thread", b"two"}
 
 
 def test_a_wrong_close_is_refused_and_a_second_one_is_nothing() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import ROOT, Finished, require_module, run_program, run_server_process
+from tests.legacy.client import websocket
+from tests.raw import Frame, frame
+from tests.support import Finished, require_module, run_program, run_server_process
 
 pytestmark = pytest.mark.slow
 
@@ -167,9 +168,6 @@ def test_flask_socketio_takes_the_handler() -> None:
         "gevent.pywsgi.WSGIServer.serve_forever = serve\n"
         "sio.run(app, '127.0.0.1', 0)\n"
     )
-    from tests.legacy.client import websocket
-    from tests.raw import Frame, frame
-
     with run_server_process(["-c", code]) as server:
         assert "gws_gevent.integrations.geventwebsocket.handler" in server.output()
         with websocket(server, "/socket.io/?EIO=4&transport=websocket") as client:
@@ -178,50 +176,3 @@ def test_flask_socketio_takes_the_handler() -> None:
             assert client.read_frame().payload.startswith(b"40{")
             client.send(frame(1, b'421["ask",5]'))
             assert client.read_frame() == Frame(1, b'431["answer",5]')
-
-
-@pytest.mark.parametrize(
-    ("worker", "config"),
-    [
-        ("gws_gevent.integrations.geventwebsocket.gunicorn.workers.GeventWebSocketWorker", ""),
-        ("geventwebsocket.gunicorn.workers.GeventWebSocketWorker", INSTALL),
-        ("flask_sockets.worker", INSTALL),
-    ],
-    ids=["ours", "by the old name", "by the name of Flask-Sockets"],
-)
-def test_gunicorn_serves_with_its_worker(tmp_path: Path, worker: str, config: str) -> None:
-    require_module("gunicorn")
-    (tmp_path / "gunicorn.conf.py").write_text(config)
-    from tests.legacy.client import page, websocket
-    from tests.raw import frame
-
-    (tmp_path / "old_app.py").write_text(
-        "def app(environ, start_response):\n"
-        "    ws = environ.get('wsgi.websocket')\n"
-        "    if ws is None:\n"
-        "        start_response('200 OK', [])\n"
-        "        return [b'a page']\n"
-        "    while True:\n"
-        "        message = ws.receive()\n"
-        "        if message is None:\n"
-        "            return []\n"
-        "        ws.send(message)\n"
-    )
-    access = tmp_path / "access"
-    options = ["-k", worker, "-b", "127.0.0.1:0", "--access-logfile", str(access), "--access-logformat", "%(m)s %(U)s %(s)s"]
-    args = ["-m", "gunicorn", *options, "--no-control-socket", "--graceful-timeout", "5", "old_app:app"]
-    with run_server_process(args, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) as server:
-        port = int(server.address.rpartition(":")[2].rstrip("/"))
-        assert page(port, "/page").body == b"a page"
-        with websocket(port, "/ws") as closed, websocket(port, "/open") as client:
-            closed.echo()
-            closed.send(frame(8, b"\x03\xe8"))
-            closed.read_close()
-            closed.read_end()
-            client.echo()
-            server.process.terminate()
-            assert client.read_close() == (1001, b"")
-            client.send(frame(8, b"\x03\xe9"))
-            client.read_end()
-            server.wait()
-    assert access.read_text().splitlines() == ["GET /page 200", "GET /ws 101", "GET /open 101"]

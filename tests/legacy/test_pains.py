@@ -6,6 +6,7 @@ One program is served by both (apps.py). A test named `..._old` shows a pain wit
 from __future__ import annotations
 
 import re
+import socket
 
 import pytest
 
@@ -31,6 +32,19 @@ def test_unmasked_frames_are_taken_old(old: ServerProcess) -> None:
 def test_unmasked_frames_are_refused(ours: ServerProcess) -> None:
     with websocket(ours, "/echo") as client:
         client.send(frame(1, b"hello", masked=False))
+        assert client.read_close()[0] == 1002
+        client.read_end()
+
+
+def test_lengths_in_a_longer_form_are_taken_old(old: ServerProcess) -> None:
+    with websocket(old, "/echo") as client:
+        client.send(frame(1, b"hello", form=127))
+        assert client.read_frame() == Frame(1, b"hello")
+
+
+def test_lengths_in_a_longer_form_are_refused(ours: ServerProcess) -> None:
+    with websocket(ours, "/echo") as client:
+        client.send(frame(1, b"hello", form=127))
         assert client.read_close()[0] == 1002
         client.read_end()
 
@@ -120,6 +134,25 @@ def test_members_may_leave_during_a_loop_over_them(ours: ServerProcess) -> None:
         one.send(frame(1, b"still here"))
         assert next(read for read in iter(one.read_frame, None) if read.opcode == 1) == Frame(1, b"still here")
     assert "dictionary changed size" not in ours.output()
+
+
+def test_a_timeout_in_a_message_spoils_what_follows_old(old: ServerProcess) -> None:
+    assert heard_after_a_timeout(old) != Frame(1, b"whole")
+
+
+def test_a_timeout_in_a_message_spoils_nothing(ours: ServerProcess) -> None:
+    assert heard_after_a_timeout(ours) == Frame(1, b"whole")
+
+
+def heard_after_a_timeout(server: ServerProcess) -> Frame:
+    message = frame(1, b"whole")
+    with websocket(server, "/timeout") as client:
+        assert client.read_frame() == Frame(1, b"begin")
+        client.send(message[:-2])
+        assert client.read_frame() == Frame(1, b"end")
+        client.send(message[-2:], CLOSE)
+        client.sock.shutdown(socket.SHUT_WR)  # it may take any of this for the beginning of more
+        return client.read_frame()
 
 
 # Closing
@@ -313,10 +346,11 @@ def test_an_engineio_session_that_begins_with_polling_is_upgraded(ours: ServerPr
         (request("/echo", without="sec-websocket-key"), 400, 400),
         (request("/echo", sec_websocket_key="c2hvcnQ="), 400, 400),
         (request("/echo", f"Sec-WebSocket-Key: {KEY}"), 101, 400),
+        (request("/echo", "Content-Length: 5") + b"hello", 101, 400),
         (request("/notes", upgrade="h2c"), 200, 200),
         (request("/notes", method="POST"), 200, 200),
     ],
-    ids=["1.0", "no version", "version 9", "no key", "short key", "two keys", "h2c", "POST"],
+    ids=["1.0", "no version", "version 9", "no key", "short key", "two keys", "body", "h2c", "POST"],
 )
 def test_other_requests(old: ServerProcess, ours: ServerProcess, head: bytes, status_old: int, status: int) -> None:
     for server, expected in ((old, status_old), (ours, status)):

@@ -12,7 +12,7 @@ import queue
 import random
 import sys
 
-from kcp import KCPClientSync
+from kcp.client import KCPClientSync
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response

@@ -69,7 +69,7 @@ def test_a_client_on_kcp_go(mode: str, theirs: str, kcp_go: str) -> None:
 @MODES
 @pytest.mark.parametrize("theirs", ["stream", "message"])
 def test_a_server_on_kcp_go(mode: str, theirs: str, kcp_go: str, tmp_path: Path) -> None:
-    params = {"cookie": 0, "linger": 1, "stream": int(mode == "stream"), "mode": "fast3"}
+    params: dict[str, str | float] = {"cookie": 0, "linger": 1, "stream": int(mode == "stream"), "mode": "fast3"}
     options = ClientOptions(transport_params=params, close_timeout=0.5)  # theirs does not answer a close
     with running([kcp_go, "server", theirs], tmp_path, lambda program: "kcp://" in program.output(), cwd=ROOT) as program:
         found = re.search(r"kcp://\S+", program.output())

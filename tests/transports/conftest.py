@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,18 @@ class Setting:
     endpoint: str
     listen_settings: ListenSettings
     dial_settings: DialSettings
+    params: dict[str, str] = field(default_factory=dict)
+    """Parameters of the endpoints of both sides."""
 
     def listen(self, endpoint: str) -> Listener:
-        return registry.listen(endpoint, self.listen_settings)
+        return registry.listen(self.with_params(endpoint), self.listen_settings)
 
     def dialer(self, endpoint: str) -> Dialer:
-        return registry.dialer(endpoint, self.dial_settings)
+        return registry.dialer(self.with_params(endpoint), self.dial_settings)
+
+    def with_params(self, endpoint: str) -> str:
+        query = "&".join(f"{name}={value}" for name, value in self.params.items())
+        return f"{endpoint}?{query}" if query else endpoint
 
 
 class HandshakenListener(Listener):
@@ -150,7 +156,7 @@ class HandshakenSetting(Setting):
 
 @pytest.fixture
 def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Setting]:
-    """Return a function that sets up a transport by its name in `endpoints`."""
+    """Return a function that sets up a transport by a name of `endpoints` or `params`."""
     endpoints = {
         "memory": "memory:conformance",
         "tcp": "tcp://127.0.0.1:0",
@@ -158,20 +164,23 @@ def set_up(certificates: Certificates, tmp_path: Path) -> Callable[[str], Settin
         "tls": "tls://127.0.0.1:0",
         "unix": f"unix:{tmp_path}/socket?mode=600",
         "quic": "quic://127.0.0.1:0",
-        "kcp": "kcp://127.0.0.1:0",
-        "kcp-messages": "kcp://127.0.0.1:0?stream=0",
-        "kcp-key": f"kcp://127.0.0.1:0?key-file={tmp_path}/key",
         "h3": "h3://127.0.0.1:0",
+        "kcp": "kcp://127.0.0.1:0",
         "abstract": f"unix:@gws_gevent_test_of_transports_{os.getpid()}",
     }
 
+    params = {
+        "kcp-messages": {"stream": "0"},
+        "kcp-stock": {"cookie": "0", "linger": "0.5"},
+        "kcp-key": {"key-file": str(tmp_path / "kcp.key")},
+    }
+    (tmp_path / "kcp.key").write_text(os.urandom(32).hex())
+
     def make(name: str) -> Setting:
-        if name == "kcp-key":
-            (tmp_path / "key").write_text("ab" * 32)
         listen_settings = ListenSettings(tls=TlsFiles(certificates.cert, certificates.key))
         dial_settings = DialSettings(ssl_context=client_context(certificates.ca), server_name="localhost")
         kind = HandshakenSetting if name == "h3" else Setting
-        return kind(endpoints[name], listen_settings, dial_settings)
+        return kind(endpoints[name.partition("-")[0]], listen_settings, dial_settings, params.get(name, {}))
 
     return make
 

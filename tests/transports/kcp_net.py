@@ -11,12 +11,12 @@ from random import Random
 from typing import Any
 
 from gws_gevent.transports.base import Endpoint
-from gws_gevent.transports.kcp_client import KcpClient
-from gws_gevent.transports.kcp_core import find_core
-from gws_gevent.transports.kcp_params import client_params, server_params
-from gws_gevent.transports.kcp_server import KcpServer
-from gws_gevent.transports.kcp_session import KcpSession
-from gws_gevent.transports.kcp_stream import KcpStream
+from gws_gevent.transports.kcp.client import KcpClient
+from gws_gevent.transports.kcp.core import find_core
+from gws_gevent.transports.kcp.params import client_params, server_params
+from gws_gevent.transports.kcp.server import KcpServer
+from gws_gevent.transports.kcp.session import KcpSession
+from gws_gevent.transports.kcp.stream import KcpStream
 from gws_gevent.transports.simulated import Impairment, SimulatedNetwork, SimulatedPort
 
 __all__ = ["BAD_LINE", "CLIENT", "SERVER", "KcpNet"]

@@ -378,7 +378,8 @@ def test_without_aioquic_one_line_says_what_to_install() -> None:
     program = "import sys; sys.modules['aioquic'] = None; from gws_gevent.cli import main; sys.exit(main(sys.argv[1:]))"
     told = "gws-gevent: the transport 'h3' needs an extra: pip install 'gws_gevent[quic]'\n"
     listen = "h3://127.0.0.1:0?cert=x&key=y"
-    for args, flag in ((["serve", "--bind", listen], ""), (["bridge", "--listen", "127.0.0.1:0", "--to", "h3://127.0.0.1:1"], "--to ")):
+    bridge = ["bridge", "--listen", "127.0.0.1:0", "--to", "h3://127.0.0.1:1"]
+    for args, flag in ((["serve", "--bind", listen], ""), (bridge, "--to ")):
         finished = run_program([sys.executable, "-c", program, *args])
         assert (finished.status, finished.errors) == (2, told.replace("the transport", f"{flag}the transport"))
 

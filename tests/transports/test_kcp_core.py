@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gws_gevent.transports import kcp_core
-from gws_gevent.transports.kcp_core import HEADER, MAX_FRAGMENTS, Core, MakeCore, Outbox, Tuning, core_names, find_core
+from gws_gevent.transports.kcp import core as kcp_core
+from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, MakeCore, Outbox, Tuning, core_names, find_core
 from tests.support import require_module
 
 TUNING = Tuning(nodelay=1, interval=10, resend=2, nc=1, sndwnd=512, rcvwnd=512, mtu=1200, stream=True)

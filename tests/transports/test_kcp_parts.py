@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
-from gws_gevent.transports import kcp_cipher, registry
+from gws_gevent.transports import registry
 from gws_gevent.transports.base import Endpoint
-from gws_gevent.transports.kcp_cipher import CIPHERS, Sealed, Summed, parse_key
-from gws_gevent.transports.kcp_cookie import COOKIE_LIFE, Code, Control, Controls, Cookies, Kind
-from gws_gevent.transports.kcp_core import HEADER
-from gws_gevent.transports.kcp_params import client_params, server_params
+from gws_gevent.transports.kcp import cipher as kcp_cipher
+from gws_gevent.transports.kcp.cipher import CIPHERS, Sealed, Summed, parse_key
+from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, Code, Control, Controls, Cookies, Kind
+from gws_gevent.transports.kcp.core import HEADER
+from gws_gevent.transports.kcp.params import client_params, server_params
 from tests.support import require_module
 
 KEY = bytes(range(32))

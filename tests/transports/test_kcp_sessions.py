@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gws_gevent.exceptions import TransportError
-from gws_gevent.transports.kcp_cookie import COOKIE_LIFE, Control, Controls, Kind
-from gws_gevent.transports.kcp_core import HEADER
-from gws_gevent.transports.kcp_server import REMEMBERED, REMEMBERED_STOCK
+from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, Control, Controls, Kind
+from gws_gevent.transports.kcp.core import HEADER
+from gws_gevent.transports.kcp.server import REMEMBERED, REMEMBERED_STOCK
 from gws_gevent.transports.simulated import Impairment, SimulatedPort
 from tests.support import require_module
 from tests.transports.kcp_net import BAD_LINE, CLIENT, SERVER, KcpNet
@@ -143,6 +143,17 @@ def test_a_closed_session_waits_for_its_acknowledgement_and_not_for_ever() -> No
     net.run(seconds=0.2)
     assert not net.server.sessions
     ours.abort()
+
+
+def test_an_end_that_nobody_acknowledges_is_not_waited_for_long() -> None:
+    net = KcpNet(QUIET)
+    ours, theirs = net.pair()
+    net.run(seconds=1)
+    ours.abort()
+    net.network.impairment = LOST
+    theirs.close()
+    net.run(seconds=2.1)
+    assert not net.server.sessions
 
 
 def test_who_writes_to_a_peer_that_has_closed_is_told() -> None:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from gws_gevent.exceptions import TransportError
-from gws_gevent.transports.kcp_stream import KcpStream
+from gws_gevent.transports.kcp.stream import KcpStream
 from gws_gevent.transports.simulated import Impairment
 from tests.support import require_module
 from tests.transports.kcp_net import BAD_LINE, KcpNet

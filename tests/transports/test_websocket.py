@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -33,7 +32,7 @@ from tests.pairs import EchoHandler, Recorder, failing_with
 from tests.raw import frame, request
 from tests.support import wait_until
 
-TRANSPORTS = ["tcp", "tls", "unix", "quic", "h3", "kcp", "kcp-messages", "kcp-key"]
+TRANSPORTS = ["tcp", "tls", "unix", "quic", "h3", "kcp", "kcp-messages", "kcp-stock", "kcp-key"]
 SIZES = [0, 1, 125, 126, 65535, 65536, 300_000]
 
 
@@ -46,18 +45,16 @@ class Place:
         endpoint = Endpoint.parse(server.address)
         scheme = {"tcp": "ws", "tls": "wss"}.get(endpoint.scheme, f"ws+{endpoint.scheme}")
         self.url = f"{scheme}:{endpoint.path}:/" if endpoint.path else f"{scheme}://{endpoint.host}:{endpoint.port}/"
-        self.params = Endpoint.parse(setting.endpoint).params if endpoint.scheme == "kcp" else {}
 
     def connect(self, handler: Any = None, **options: Any) -> Connection:
         settings = self.setting.dial_settings
         tls: dict[str, Any] = {}
         if self.url.startswith(("wss", "ws+quic", "ws+h3")):
             tls = {"ssl_context": settings.ssl_context, "server_name": settings.server_name}
-        return connect(self.url, handler, ClientOptions(transport_params=self.params, **options), **tls)
+        return connect(self.url, handler, ClientOptions(transport_params=self.setting.params, **options), **tls)
 
     def raw(self) -> Stream:
-        endpoint = replace(Endpoint.parse(self.server.address), params=self.params)
-        return registry.dialer(endpoint, self.setting.dial_settings).dial()
+        return registry.dialer(self.setting.with_params(self.server.address), self.setting.dial_settings).dial()
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -68,7 +65,7 @@ def serve(request: pytest.FixtureRequest, set_up: Callable[[str], Any]) -> Any:
     @contextmanager
     def serving(handler: Any, stop_timeout: float = 1.0, **options: Any) -> Iterator[Place]:
         server = Server(handler, ServerOptions(**options))
-        server.start(setting.endpoint, settings=setting.listen_settings)
+        server.start(setting.with_params(setting.endpoint), settings=setting.listen_settings)
         try:
             yield Place(server, setting)
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -24,7 +25,7 @@ from gws_gevent.integrations.geventwebsocket.routing import let_plain_routes_mat
 from gws_gevent.integrations.geventwebsocket.websocket import MSG_ALREADY_CLOSED, WebSocket, WebSocketError
 from gws_gevent.integrations.pywsgi import WSGIHandler
 from gws_gevent.options import ServerOptions, options_or_default
-from gws_gevent.takeover import Answer, Takeover
+from gws_gevent.takeover import Takeover
 from gws_gevent.upgrader import Upgrader
 
 if TYPE_CHECKING:
@@ -81,14 +82,26 @@ class WebSocketHandler(WSGIHandler):
             return
         answer = self.upgrade_websocket()
         if self.websocket is None and self.status:
-            # Refused, by us or by a subclass.
+            # Refused, by us or by a subclass. What stands between may believe that the connection has become another one.
+            self.close_connection = True
             self.result = answer or []
             self.process_result()
         elif self.websocket is not None and self.prevent_wsgi_call:
-            # Whoever set it goes on with the WebSocket, until `handle_one_request` ends.
-            self.websocket.accept()
+            self._accept_only(self.websocket)
         else:
             super().run_application()
+
+    def _accept_only(self, ws: WebSocket) -> None:
+        """Do the handshake. Whoever set `prevent_wsgi_call` goes on with the WebSocket, until `handle_one_request` ends."""
+        assert self.takeover is not None
+        try:
+            ws.accept()
+        except WebSocketError:
+            self._connection_was_taken(self.takeover)  # by a refusal
+            return
+        self.close_connection = True
+        self.code, self.status, self._orig_status = 101, b"101 Switching Protocols", "101 Switching Protocols"
+        self.response_headers = []
 
     def process_result(self) -> None:
         """Send what the application returned, or open the WebSocket that it has left to us."""
@@ -138,13 +151,15 @@ class WebSocketHandler(WSGIHandler):
 
         A subclass may refuse by calling `start_response` instead, and returning a body.
         """
+        assert self.request is not None
+        assert self.takeover is not None
+        upgrader = self._upgrader()
         try:
-            assert self.request is not None
-            judge_upgrade(self.request, self._options())
+            judge_upgrade(self.request, upgrader.options)
         except Refusal as refusal:
-            return Answer.of(refusal)({}, self.start_response)
+            return self.takeover.refuse(refusal, self.start_response)
         environ = self.environ
-        self.websocket = WebSocket(environ, self, self._open)
+        self.websocket = WebSocket(environ, self, partial(self._open, upgrader))
         self._client = Client(self.client_address, self.websocket)
         if self.open_after is not None:
             self._opener = gevent.spawn_later(self.open_after, self._open_late, self.websocket)
@@ -155,15 +170,19 @@ class WebSocketHandler(WSGIHandler):
         let_plain_routes_match()
         return None
 
-    def _options(self) -> ServerOptions:
-        """Of the server or of this class, with the subprotocol that the application has for this path."""
-        options = getattr(self.server, "websocket_options", None) or self.options
-        name = self._app_protocol()
-        return replace(options, subprotocols=(name,)) if name else options
-
-    def _app_protocol(self) -> str:
+    def _upgrader(self) -> Upgrader:
+        """The server's upgrader with the subprotocol that the application has for this path."""
         app_protocol = getattr(self.application, "app_protocol", None)
-        return str(app_protocol(self.environ["PATH_INFO"]) or "") if app_protocol is not None else ""
+        name = str(app_protocol(self.environ["PATH_INFO"]) or "") if app_protocol is not None else ""
+        options: ServerOptions = getattr(self.server, "websocket_options", None) or self.options
+        upgraders: dict[str, tuple[ServerOptions, Upgrader]] = self.server.__dict__.setdefault("websocket_upgraders", {})
+        made_of, upgrader = upgraders.get(name, (None, None))
+        if upgrader is None or made_of is not options:
+            if len(upgraders) >= MAX_UPGRADERS:
+                upgraders.clear()  # connections keep what they need of theirs
+            upgrader = Upgrader(options=replace(options, subprotocols=(name,)) if name else options)
+            upgraders[name] = options, upgrader
+        return upgrader
 
     # The WebSocket
 
@@ -173,14 +192,17 @@ class WebSocketHandler(WSGIHandler):
         except WebSocketError:
             pass  # it has been answered, or nobody is there any more
 
-    def _open(self) -> Connection:
+    def _open(self, upgrader: Upgrader) -> Connection:
         """Send the 101: the WebSocket is used for the first time."""
         assert self._client is not None
         self._need_no_opener()
-        conn = self._upgrader().accept(self.environ)
+        conn = upgrader.accept(self.environ)
+        self.rfile.close()  # what the connection does not read from any more, and 8 KB
         if not isinstance(getattr(self.server, "clients", None), Clients):
             self.server.clients = Clients()
         self.server.clients.add(self._client)
+        if getattr(self.server, "stopping", False):
+            conn.write_close(CloseCode.GOING_AWAY)
         return conn
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
@@ -213,16 +235,6 @@ class WebSocketHandler(WSGIHandler):
         ws.give_up(MSG_ALREADY_CLOSED)
         if self.environ is not None:
             self.environ["wsgi.websocket"] = None
-
-    def _upgrader(self) -> Upgrader:
-        """The server's upgrader for these options."""
-        upgraders: dict[Any, Upgrader] = self.server.__dict__.setdefault("websocket_upgraders", {})
-        key = type(self), self._app_protocol()
-        if key not in upgraders:
-            if len(upgraders) >= MAX_UPGRADERS:
-                upgraders.clear()  # connections keep what they need of theirs
-            upgraders[key] = Upgrader(options=self._options())
-        return upgraders[key]
 
     @property
     def active_client(self) -> Client:

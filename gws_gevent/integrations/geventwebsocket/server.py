@@ -24,13 +24,16 @@ class WebSocketServerMixin:
 
     Attributes:
         clients: whose WebSockets are open.
+        stopping: `close` has been called; what is opened from then on is told at once.
     """
 
     clients: Clients
+    stopping = False
 
     def close(self) -> None:
         """Listen no more, and send every WebSocket a close frame with 1001."""
         super().close()  # type: ignore[misc]
+        self.stopping = True
         for client in getattr(self, "clients", {}).values():
             client.ws.close(CloseCode.GOING_AWAY)
 

@@ -1,8 +1,8 @@
 """One KCP session: the core between an application that reads and writes and a port that sends and receives.
 
 Belongs here: everything that KCP itself lacks: an end, a close that waits for its acknowledgement, a reset, limits, life signs,
-the cap on what goes to an address that nobody has shown to be his. Does not belong here: how a session begins (kcp_server.py,
-kcp_client.py), who waits for it (kcp_stream.py).
+the cap on what goes to an address that nobody has shown to be his. Does not belong here: how a session begins (server.py,
+client.py), who waits for it (stream.py).
 
 What is not read stays in the core, whose window shrinks with each message, down to none at all. What is written is taken while
 the core's send window has room. So a session holds at most `sndwnd + rcvwnd` segments, and nothing beside them.
@@ -22,10 +22,10 @@ from typing import Any, Final, Protocol
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.datagram import DatagramPort, DatagramSession
-from gws_gevent.transports.kcp_cipher import Seal
-from gws_gevent.transports.kcp_cookie import Code, Control, Controls, Kind
-from gws_gevent.transports.kcp_core import HEADER, MAX_FRAGMENTS, Core, Outbox, Tuning
-from gws_gevent.transports.kcp_params import KcpParams
+from gws_gevent.transports.kcp.cipher import Seal
+from gws_gevent.transports.kcp.cookie import Code, Control, Controls, Kind
+from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox, Tuning
+from gws_gevent.transports.kcp.params import KcpParams
 
 __all__ = ["KcpSession", "SessionParts", "Watcher"]
 
@@ -33,6 +33,8 @@ __all__ = ["KcpSession", "SessionParts", "Watcher"]
 ASK_WINDOW: Final = 0.5
 #: Seconds between two looks at the core while the peer's window is closed.
 CLOSED_WINDOW: Final = 0.1
+#: Seconds that a closed session waits if only its end is not acknowledged: the peer may have ended too, and its answer be lost.
+LINGER_FOR_END: Final = 2.0
 #: Seconds that the abort of a session with a stock peer may take.
 STOCK_ABORT: Final = 1.0
 #: Bytes that go to an address for each byte from it, until the peer has shown that it gets them (RFC 9000 section 8.1).
@@ -357,6 +359,8 @@ class KcpSession(DatagramSession):
         milliseconds = self._milliseconds(now)
         if self._closed_at is not None:
             self._throw_away(core)
+            if self._waiting <= 1:
+                self._wait_until = min(self._wait_until, now + LINGER_FOR_END)
         self._put_out(core, milliseconds)
         if self._closed_at is not None and not self._waiting:
             if not self.peer_ended:

@@ -1,6 +1,6 @@
 """What protects the datagrams of one session: a check sum, or encryption with a key that both sides have.
 
-Belongs here: keys, nonces, replay. Does not belong here: what is in the datagrams, the handshake (kcp_cookie.py).
+Belongs here: keys, nonces, replay. Does not belong here: what is in the datagrams, the handshake (cookie.py).
 
 * `Bare`: nothing, as stock peers do it. What UDP's own check sum lets through is taken for right.
 * `Summed`: CRC-32 over the datagram, which begins from what the two sides have told each other in the handshake. It finds what a

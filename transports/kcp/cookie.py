@@ -1,6 +1,6 @@
 """What comes before a KCP session: a client shows that it gets what is sent to its address; until then the server keeps nothing.
 
-Belongs here: control datagrams, cookies. Does not belong here: who sends them when (kcp_server.py, kcp_client.py).
+Belongs here: control datagrams, cookies. Does not belong here: who sends them when (server.py, client.py).
 
     client                                        server
     HELLO   (68 bytes, padded)        ->

@@ -13,8 +13,8 @@ from typing import Final
 
 from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.base import Endpoint, as_transport_error, refuse_unknown_params
-from gws_gevent.transports.kcp_cipher import CIPHERS, parse_key
-from gws_gevent.transports.kcp_core import MAX_FRAGMENTS, Tuning, core_names
+from gws_gevent.transports.kcp.cipher import CIPHERS, parse_key
+from gws_gevent.transports.kcp.core import MAX_FRAGMENTS, Tuning, core_names
 
 __all__ = ["MODES", "KcpParams", "client_params", "server_params"]
 

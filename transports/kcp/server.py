@@ -1,7 +1,7 @@
 """The KCP sessions of one listening port: which datagram belongs to which, and who may begin one.
 
 Belongs here: the table of sessions, the server's side of the exchange of cookies, stock peers, limits, what has ended. Does not
-belong here: sockets and greenlets (kcp.py), a session's life (kcp_session.py).
+belong here: sockets and greenlets (endpoints.py), a session's life (session.py).
 
 A session is found by (address, conversation number). A server that wants cookies keeps nothing of anybody who has not shown one; a
 server that takes stock peers (`cookie=0`) begins a session with a datagram that holds KCP's first segment, and bounds what it sends
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gws_gevent.transports.datagram import Address, DatagramPort, DatagramProtocol
-from gws_gevent.transports.kcp_cipher import Bare, Seal, Sealed, Summed
-from gws_gevent.transports.kcp_cookie import COOKIE_LIFE, NONCE, Code, Control, Controls, Cookies, Kind
-from gws_gevent.transports.kcp_core import HEADER, MakeCore
-from gws_gevent.transports.kcp_params import KcpParams
-from gws_gevent.transports.kcp_session import KcpSession, SessionParts
+from gws_gevent.transports.kcp.cipher import Bare, Seal, Sealed, Summed
+from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, NONCE, Code, Control, Controls, Cookies, Kind
+from gws_gevent.transports.kcp.core import HEADER, MakeCore
+from gws_gevent.transports.kcp.params import KcpParams
+from gws_gevent.transports.kcp.session import KcpSession, SessionParts
 
 __all__ = ["KcpServer", "make_seal", "overhead_of"]
 

@@ -1,11 +1,7 @@
-"""KCP over UDP: its listener and its dialer.
+"""The listener and the dialer of KCP: ports, and greenlets that begin.
 
-Belongs here: ports, greenlets, what the registry asks for. Does not belong here: parameters (kcp_params.py), sessions
-(kcp_server.py, kcp_client.py, kcp_session.py), streams (kcp_stream.py).
-
-    kcp://:4000?mode=fast&mtu=1200&key-file=/etc/app/kcp.key
-
-docs/kcp.md tells what the parameters do.
+Belongs here: UDP ports, starting what serves a stream, waiting for a session. Does not belong here: who may begin one (server.py,
+client.py), streams.
 """
 
 from __future__ import annotations
@@ -23,15 +19,15 @@ from greenlet import greenlet
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
 from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, Listener, ListenSettings, Stream
 from gws_gevent.transports.datagram import UdpPort, connected_port, listening_port
-from gws_gevent.transports.kcp_cipher import load_ciphers
-from gws_gevent.transports.kcp_client import KcpClient
-from gws_gevent.transports.kcp_core import MakeCore, find_core
-from gws_gevent.transports.kcp_params import KcpParams, client_params, server_params
-from gws_gevent.transports.kcp_server import KcpServer
-from gws_gevent.transports.kcp_session import KcpSession
-from gws_gevent.transports.kcp_stream import KcpStream
+from gws_gevent.transports.kcp.cipher import load_ciphers
+from gws_gevent.transports.kcp.client import KcpClient
+from gws_gevent.transports.kcp.core import MakeCore, find_core
+from gws_gevent.transports.kcp.params import KcpParams, client_params, server_params
+from gws_gevent.transports.kcp.server import KcpServer
+from gws_gevent.transports.kcp.session import KcpSession
+from gws_gevent.transports.kcp.stream import KcpStream
 
-__all__ = ["KcpDialer", "KcpListener", "dialer", "listen"]
+__all__ = ["KcpDialer", "KcpListener"]
 
 log = logging.getLogger("gws_gevent.transports")
 
@@ -124,7 +120,8 @@ class KcpDialer(Dialer):
         """See Dialer. With `cookie=0` there is no answer to wait for: whether anybody is there is seen when something is sent."""
         port, address = connected_port(self.endpoint)
         done = Event()
-        client = KcpClient(port, address, self._params, self._make_core, os.urandom, done.set)
+        # An end of the session may come before whoever waits for its beginning runs.
+        client = KcpClient(port, address, self._params, self._make_core, os.urandom, done.set, lambda _: port.close())
         try:
             client.begin()
             done.wait()
@@ -137,7 +134,6 @@ class KcpDialer(Dialer):
                 client.session.abort()
             port.close()
             raise
-        client.session.on_end = lambda _: port.close()
         return KcpStream(client.session, port.local_address)
 
 
@@ -156,15 +152,3 @@ def _core_of(params: KcpParams) -> MakeCore:
 
 def _is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-
-
-def listen(endpoint: Endpoint, settings: ListenSettings) -> Listener:
-    """Make a listener on `kcp://host:port`; docs/kcp.md has its parameters."""
-    return KcpListener(endpoint, settings)
-
-
-def dialer(endpoint: Endpoint, settings: DialSettings) -> Dialer:
-    """Make a dialer to `kcp://host:port`; docs/kcp.md has its parameters."""
-    return KcpDialer(endpoint, settings)
-
-

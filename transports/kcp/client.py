@@ -1,7 +1,7 @@
 """The client's side of a KCP session: the exchange of cookies, and then the one session of its port.
 
-Belongs here: what is sent until there is a session. Does not belong here: sockets, waiting (kcp.py), a session's life
-(kcp_session.py).
+Belongs here: what is sent until there is a session. Does not belong here: sockets, waiting (endpoints.py), a session's life
+(session.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.datagram import Address, DatagramPort, DatagramProtocol, DatagramSession
-from gws_gevent.transports.kcp_cipher import Bare, Seal
-from gws_gevent.transports.kcp_cookie import COOKIE_LIFE, NONCE, Code, Control, Controls, Kind
-from gws_gevent.transports.kcp_core import HEADER, MakeCore
-from gws_gevent.transports.kcp_params import KcpParams
-from gws_gevent.transports.kcp_server import make_seal, overhead_of
-from gws_gevent.transports.kcp_session import KcpSession, SessionParts
+from gws_gevent.transports.kcp.cipher import Bare, Seal
+from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, NONCE, Code, Control, Controls, Kind
+from gws_gevent.transports.kcp.core import HEADER, MakeCore
+from gws_gevent.transports.kcp.params import KcpParams
+from gws_gevent.transports.kcp.server import make_seal, overhead_of
+from gws_gevent.transports.kcp.session import KcpSession, SessionParts
 
 __all__ = ["KcpClient"]
 
@@ -44,12 +44,14 @@ class KcpClient(DatagramProtocol, DatagramSession):
         make_core: MakeCore,
         random: Callable[[int], bytes],
         on_done: Callable[[], object],
+        on_end: Callable[[KcpSession], object] | None = None,
     ) -> None:
         """Take a port that is not started yet.
 
         Args:
             random: returns so many random bytes.
             on_done: called once, when there is a session or an error. It may not block.
+            on_end: see KcpSession.
         """
         DatagramSession.__init__(self)
         self._port = port
@@ -58,6 +60,7 @@ class KcpClient(DatagramProtocol, DatagramSession):
         self._make_core = make_core
         self._random = random
         self._on_done = on_done
+        self._on_end = on_end
         self._controls = Controls(params.key, params.cipher)
         self._nonce = random(NONCE)
         self._conv = b""
@@ -163,6 +166,7 @@ class KcpClient(DatagramProtocol, DatagramSession):
         core = self._make_core(int.from_bytes(conv, "little"), parts.tuning, parts.outbox)
         clock = int.from_bytes(self._random(4), "little")
         self.session = KcpSession(parts, core, seal, self._address, conv, nonce, clock, proven=True)
+        self.session.on_end = self._on_end
         self._port.forget(self)
         self._port.touch(self.session)
         self._on_done()

@@ -1,6 +1,6 @@
 """An echo server with gws_gevent's event handler, whose connections were upgraded inside of a WSGI app.
 
-python hijacked_gws_gevent.py PORT wsgi|flask|blocking|stock
+python wsgi_gws_gevent.py PORT wsgi|flask|blocking|stock
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def flask() -> Any:
     """An app with Flask."""
     from flask import Flask, request
 
-    app = Flask("hijacked")
+    app = Flask("echo")
     app.add_url_rule("/echo", "echo", lambda: upgrader.upgrade(request.environ), websocket=True)
     return app
 

@@ -1,7 +1,7 @@
 """A KCP session as a stream: who waits for it.
 
-Belongs here: greenlets that wait, callbacks. Does not belong here: what a session does (kcp_session.py), listening and dialling
-(kcp.py).
+Belongs here: greenlets that wait, callbacks. Does not belong here: what a session does (session.py), listening and dialling
+(endpoints.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from greenlet import getcurrent, greenlet
 from gws_gevent.exceptions import StreamClosed
 from gws_gevent.transports.base import PollableStream, ReadableWaiter, type_of_data
 from gws_gevent.transports.datagram import Address
-from gws_gevent.transports.kcp_session import KcpSession
+from gws_gevent.transports.kcp.session import KcpSession
 
 __all__ = ["KcpStream"]
 
