@@ -598,7 +598,7 @@ def assert_one_line(finished: Finished, status: int, *said: str) -> None:
     [
         ([], "the following arguments are required: URL"),
         (["http://127.0.0.1/"], "a WebSocket URL begins with ws:// or wss://"),
-        (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'; known are kcp, quic, tcp, tls, unix\n"),
+        (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'; known are h3, kcp, quic, tcp, tls, unix\n"),
         (["ws://127.0.0.1/", "again"], "unrecognized arguments: again (see gws-gevent bench --help)\n"),
         (["ws://127.0.0.1/", "--cert", "c.pem"], "--cert: ws://127.0.0.1/ uses no TLS"),
         (["wss://127.0.0.1/", "--key", "k.pem"], "--key: needs --cert"),
