@@ -21,7 +21,7 @@ REQUEST: ContextVar[Any] = ContextVar("request", default="none")
 
 
 class Tells(EventHandler):
-    """Sets USER in on_open and sends what it is wherever else.
+    """Sets USER in on_open, to how many it has met, and sends what it is wherever else.
 
     Attributes:
         greenlets: those that messages were handled in, in order.
@@ -29,9 +29,11 @@ class Tells(EventHandler):
 
     def __init__(self) -> None:
         self.greenlets: list[greenlet] = []
+        self._met = 0
 
     def on_open(self, conn: Connection) -> None:
-        USER.set(f"user {conn.id}")
+        self._met += 1
+        USER.set(f"user {self._met}")
 
     def on_message(self, conn: Connection, message: Message) -> None:
         self.greenlets.append(getcurrent())
