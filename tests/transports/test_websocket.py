@@ -161,7 +161,7 @@ def test_a_close_of_the_client_reaches_the_server(code: int, serve: Any) -> None
     with serve(handler) as place:
         place.connect().close(code, "goodbye")
         info = handler.wait_closed()
-    assert (info.received.code, info.received.reason, info.clean) == (code, "goodbye", True)
+    assert (info.code, info.reason, info.clean) == (code, "goodbye", True)
 
 
 def test_a_close_of_the_server_reaches_the_client(serve: Any) -> None:
@@ -205,7 +205,7 @@ def test_stop_says_going_away(serve: Any) -> None:
         wait_until(lambda: len(place.server.connections) == 3)
         place.server.stop()
         wait_until(lambda: len(other.infos) == 3)
-    assert [info.received.code for info in other.infos] == [1001] * 3
+    assert [info.code for info in other.infos] == [1001] * 3
     assert all(info.clean for info in handler.infos)
 
 

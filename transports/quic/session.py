@@ -131,6 +131,8 @@ class QuicSession(DatagramSession):
             self._answer_again()
             return
         self.core.receive_datagram(data, address, now)
+        # At once: between here and the flush the application may write to a stream that has just been stopped.
+        self._tell_events()
         self._grants = True
         self._port.touch(self)
 
@@ -176,7 +178,6 @@ class QuicSession(DatagramSession):
     def flush(self, now: float) -> float | None:
         core = self.core
         if self.error is None:
-            self._tell_events()
             application = self.application
             if application is not None:
                 application.after_events()
