@@ -313,6 +313,7 @@ def test_real_sockets_over_a_bad_network(seed: int, serve: Any) -> None:
             with gevent.Timeout(60), dial(front, handshake_timeout=30.0, close_timeout=20.0) as conn:
                 conn.send(data)
                 assert conn.receive() == data
+            wait_until(lambda: not _pool().connections and not quic_of(server).sessions, 20)
 
 
 # --- Floods ---------------------------------------------------------------------------------------------------------------------

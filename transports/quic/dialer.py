@@ -63,6 +63,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         self._migrated_at = 0.0
         core = CoreConnection(configuration, streams=0, session_ticket_handler=keep_ticket)
         self.session = QuicSession(core, port, self, lambda session: self._streams_of(session, scheme), doing)
+        self.session.ends_when_left = True
         port.start(self)
         core.connect(address, port.now())
         self.session.touch()
