@@ -303,11 +303,11 @@ def test_a_process_that_ends_says_goodbye(serve: Any, certificates: Certificates
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_real_sockets_over_a_bad_network(seed: int, serve: Any) -> None:
     bad = Impairment(loss=0.2, duplicate=0.05, flip=0.02, jitter=0.05)
-    data = Random(seed).randbytes(100_000)
-    with serve() as (server, dial):
+    data = Random(seed).randbytes(30_000)
+    with serve(endpoint=f"{HERE}?idle=5") as (server, dial):
         port = Endpoint.parse(server.address).port
         with lossy_relay(("127.0.0.1", port), bad, seed) as (_, front):
             with gevent.Timeout(60), dial(front, handshake_timeout=30.0, close_timeout=20.0) as conn:
@@ -361,11 +361,13 @@ def test_a_flood_of_20000_leaves_nothing_and_others_go_on(kind: str, serve: Any,
         gc.collect()
         before, cpu = _rss(), time.process_time()
 
+        begun = time.monotonic()
+
         def send() -> None:
             for number, data in enumerate(flood):
                 sock.sendto(data, ("127.0.0.1", port))
-                if number % 20 == 19:
-                    gevent.sleep(0.001)
+                if number % 5 == 4:  # 5,000 a second, which is within what a process can look at
+                    gevent.sleep(max(0.0, begun + number / 5000 - time.monotonic()))
 
         flooding = gevent.spawn(send)
         busy = []
