@@ -131,18 +131,20 @@ class DatagramPort(ABC):
 class Pump:
     """The greenlet that serves all ports of a hub. It lives while there are ports.
 
-    Watchers and the timer only wake it, in the hub: what it calls may log, and a log handler may have to wait.
+    Watchers and the timer only wake it, in the hub: what it calls may log, and a log handler may have to wait. It runs when all
+    watchers of a turn of the loop have been called, so that what has come is read before any deadline is looked at.
     """
 
     def __init__(self) -> None:
         self._hub = get_hub()
         self._pid = os.getpid()
         self.schedule = Schedule(self._wake_soon)
-        self._timer = FineTimer(self._hub.loop, self._wake)
+        self._timer = FineTimer(self._hub.loop, self._wake_soon)
         self._ready: deque[UdpPort] = deque()
         self._buffer = bytearray(LARGEST)
         self._ports = 0
         self._is_waiting = False
+        self._is_called = False
         self._greenlet = greenlet(self._run, self._hub)
         self._hub.loop.run_callback(self._greenlet.switch)
 
@@ -164,13 +166,15 @@ class Pump:
         self._ready.append(port)
         if not self._is_waiting:
             port.pause()
-        self._wake()
+        self._wake_soon()
 
     def _wake_soon(self) -> None:
-        if self._is_waiting:
+        if self._is_waiting and not self._is_called:
+            self._is_called = True
             self._hub.loop.run_callback(self._wake)
 
     def _wake(self) -> None:
+        self._is_called = False
         if self._is_waiting:
             self._is_waiting = False
             self._greenlet.switch()
@@ -178,9 +182,10 @@ class Pump:
     def _run(self) -> None:
         hub, schedule = self._hub, self.schedule
         while self._ports:
+            is_behind = False
             while self._ready:
-                self._ready.popleft().read(self._buffer)
-            more = schedule.run(time.monotonic())
+                is_behind |= self._ready.popleft().read(self._buffer)
+            more = schedule.run(time.monotonic(), is_behind=is_behind)
             if self._ports:
                 self._timer.set(schedule.next_deadline())
             if self._ready:
@@ -274,23 +279,25 @@ class UdpPort(DatagramPort):
 
     # What the pump calls.
 
-    def read(self, buffer: bytearray) -> None:
-        """Give up to BATCH datagrams to the protocol."""
+    def read(self, buffer: bytearray) -> bool:
+        """Give up to BATCH datagrams to the protocol; True: there may be more."""
         protocol, sock = self._protocol, self._socket
         now = time.monotonic()
+        is_behind = True
         with memoryview(buffer) as view:
             for _ in range(BATCH):
                 if sock is None or protocol is None:
-                    return
+                    return False
                 try:
                     count, address = sock.recvfrom_into(view)
                 except BlockingIOError:
+                    is_behind = False
                     break
                 except OSError as error:
                     if self._is_connected:
                         self._tell(error)
                     if self._socket is None:
-                        return
+                        return False
                     continue
                 try:
                     protocol.on_datagram(bytes(view[:count]), address, now)
@@ -300,6 +307,7 @@ class UdpPort(DatagramPort):
         if self._is_paused:
             self._is_paused = False
             self._watcher.start(self._pump.is_ready, self)
+        return is_behind
 
     def pause(self) -> None:
         """The pump is busy: no more calls until it has read."""

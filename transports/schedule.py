@@ -20,6 +20,10 @@ log = logging.getLogger("gws_gevent.transports")
 
 #: Sessions that one `run` asks before others get a turn: a flush of QUIC takes about 0.1 ms.
 BATCH: Final = 64
+#: While there is more to read than has been read: deadlines looked at in one `run`, and seconds that they may be late. A busy
+#: process would else repeat what has long been answered, and so get busier, for ever.
+FEW: Final = 8
+PATIENCE: Final = 0.05
 #: Entries of the heap that may be out of date beside as many as there are sessions with a deadline.
 STALE_ENTRIES: Final = 64
 
@@ -96,25 +100,32 @@ class Schedule:
             heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def run(self, now: float) -> bool:
+    def run(self, now: float, *, is_behind: bool = False) -> bool:
         """Call `flush` of the sessions that were touched, and `on_deadline` and `flush` of those that are due.
+
+        Args:
+            is_behind: not all that has come has been read. Deadlines wait a little, and few are looked at: most of them mean that
+                something has not come.
 
         Returns:
             True: there is more to do at once; the rest of the program gets a turn before.
         """
         self._is_running = True
         try:
-            self._expire(now)
+            if is_behind:
+                self._expire(now, now - PATIENCE, FEW)
+            else:
+                self._expire(now, now, BATCH)
             for _ in range(min(BATCH, len(self._dirty))):
                 self._flush(self._dirty.popleft(), now)
         finally:
             self._is_running = False
         return bool(self._dirty)
 
-    def _expire(self, now: float) -> None:
+    def _expire(self, now: float, until: float, count: int) -> None:
         heap = self._heap
-        for _ in range(BATCH):
-            if not heap or heap[0][0] > now:
+        for _ in range(count):
+            if not heap or heap[0][0] > until:
                 return
             entry = heappop(heap)
             session = entry[2]
@@ -125,7 +136,7 @@ class Schedule:
             due = session._due
             if due is None:
                 continue
-            if due > now:  # it was put off meanwhile
+            if due > until:  # it was put off meanwhile
                 self._push(session, due)
                 continue
             session._due = None

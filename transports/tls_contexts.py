@@ -12,9 +12,11 @@ from typing import Final, TypeVar
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.base import TlsFiles
 
-__all__ = ["client_context", "look_up", "may_switch", "normalise", "server_context"]
+__all__ = ["authorities_of", "client_context", "look_up", "may_switch", "normalise", "server_context"]
 
 T = TypeVar("T")
+
+_AUTHORITIES: Final = "_gws_gevent_authorities"
 
 #: RFC 6455 runs on HTTP/1.1: a peer that could also speak HTTP/2 is told so.
 ALPN: Final = ["http/1.1"]
@@ -64,10 +66,16 @@ def client_context(ca: str | None = None, *, verify: bool = True) -> ssl.SSLCont
     except ssl.SSLError as error:
         raise TransportError(f"{ca}: cannot be used as authority ({_reason(error)})") from error
     _common(context)
+    context.__dict__[_AUTHORITIES] = ca
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def authorities_of(context: ssl.SSLContext) -> tuple[bool, str | None]:
+    """Return whether `client_context` made a context, and the file of authorities it was given; None: the system's."""
+    return _AUTHORITIES in context.__dict__, context.__dict__.get(_AUTHORITIES)
 
 
 def may_switch(context: ssl.SSLContext) -> bool:

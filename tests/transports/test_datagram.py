@@ -16,7 +16,7 @@ from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.base import Endpoint
 from gws_gevent.transports.datagram import BATCH, DatagramPort, DatagramProtocol, connected_port, listening_port
 from gws_gevent.transports.fine_timer import FineTimer
-from gws_gevent.transports.schedule import STALE_ENTRIES, DatagramSession, Schedule
+from gws_gevent.transports.schedule import FEW, PATIENCE, STALE_ENTRIES, DatagramSession, Schedule
 from gws_gevent.transports.simulated import Impairment, SimulatedNetwork
 from tests.support import wait_until
 
@@ -135,6 +135,21 @@ def test_many_sessions_do_not_take_more_than_their_turn() -> None:
     assert schedule.run(1.0)
     assert not schedule.run(1.0)
     assert all(session.flushed for session in sessions)
+
+
+def test_deadlines_wait_while_there_is_more_to_read() -> None:
+    schedule = Schedule(lambda: None)
+    sessions = [Session() for _ in range(20)]
+    for session in sessions:
+        session.due = 1.0
+        schedule.touch(session)
+    schedule.run(0.0)
+    schedule.run(1.0 + PATIENCE / 2, is_behind=True)
+    assert not any(session.expired for session in sessions)
+    schedule.run(1.0 + PATIENCE, is_behind=True)
+    assert sum(bool(session.expired) for session in sessions) == FEW
+    schedule.run(1.0 + PATIENCE)
+    assert all(session.expired for session in sessions)
 
 
 def test_a_session_that_fails_is_ended_and_no_other(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,14 @@ from typing import Final
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
 from aioquic.quic.connection import TRANSPORT_CLOSE_FRAME_CAPACITY
-from aioquic.quic.crypto import CryptoError, CryptoPair
+from aioquic.quic.crypto import (
+    INITIAL_CIPHER_SUITE,
+    INITIAL_SALT_VERSION_1,
+    INITIAL_SALT_VERSION_2,
+    CryptoContext,
+    CryptoError,
+    CryptoPair,
+)
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -29,6 +36,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.retry import QuicRetryTokenHandler
+from aioquic.tls import cipher_suite_hash, hkdf_expand_label, hkdf_extract
 
 from gws_gevent.transports.datagram import Address
 
@@ -184,12 +192,18 @@ class Admission:
 
 def _is_genuine(header: QuicHeader, data: bytes) -> bool:
     """The first packet is what somebody who knows QUIC would send: a tenth of the work of making a connection for it."""
-    pair = CryptoPair()
-    pair.setup_initial(cid=header.destination_cid, is_client=False, version=header.version or _VERSIONS[0])
+    is_second = header.version == QuicProtocolVersion.VERSION_2
+    algorithm = cipher_suite_hash(INITIAL_CIPHER_SUITE)
+    salt = INITIAL_SALT_VERSION_2 if is_second else INITIAL_SALT_VERSION_1
+    secret = hkdf_expand_label(
+        algorithm, hkdf_extract(algorithm, salt, header.destination_cid), b"client in", b"", algorithm.digest_size
+    )
+    crypto = CryptoContext()
+    crypto.setup(cipher_suite=INITIAL_CIPHER_SUITE, secret=secret, version=header.version or _VERSIONS[0])
     buffer = Buffer(data=data)
     pull_quic_header(buffer, host_cid_length=CONNECTION_ID_LENGTH)
     try:
-        pair.decrypt_packet(data[: header.packet_length], buffer.tell(), 0)
+        crypto.decrypt_packet(data[: header.packet_length], buffer.tell(), 0)
     except CryptoError:
         return False
     return True

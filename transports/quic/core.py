@@ -18,12 +18,18 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
+from gws_gevent.transports.quic.recovery import PatientRecovery
+
 __all__ = ["CoreConnection", "is_client_bidirectional"]
 
 log = logging.getLogger("gws_gevent.transports")
 
 #: What `_push_crypto_data` walks over after the handshake; before, the buffers have 16 KiB each.
 _SMALL: Final = 64
+
+
+#: Seconds that a closed connection still answers a peer that has not heard of it (RFC 9000 section 10.2: three PTO, mostly 0.1 s).
+CLOSING_LIMIT: Final = 1.0
 
 
 class _Quiet:
@@ -79,6 +85,7 @@ class CoreConnection(QuicConnection):
         for limit, value in ((self._local_max_streams_bidi, streams), (self._local_max_streams_uni, other_streams)):
             limit.value = limit.sent = value
         self._logger = self._loss._logger = _QUIET  # type: ignore[assignment]
+        PatientRecovery.teach(self._loss)
 
     # What the session asks. None of it is part of aioquic's public interface.
 
@@ -184,6 +191,11 @@ class CoreConnection(QuicConnection):
             super()._write_stream_limits(builder=builder, space=space, stream=stream)
         finally:
             receiver.highest_offset = highest
+
+    def _close_begin(self, is_initiator: bool, now: float) -> None:
+        super()._close_begin(is_initiator, now)
+        assert self._close_at is not None
+        self._close_at = min(self._close_at, now + CLOSING_LIMIT)
 
     # TLS.
 

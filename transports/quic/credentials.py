@@ -18,7 +18,7 @@ from aioquic.tls import SessionTicket, load_pem_private_key, load_pem_x509_certi
 
 from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.base import TlsFiles
-from gws_gevent.transports.tls_contexts import look_up, normalise, server_context
+from gws_gevent.transports.tls_contexts import authorities_of, look_up, normalise, server_context
 
 __all__ = ["Credentials", "ServerCredentials", "trust"]
 
@@ -92,7 +92,11 @@ def trust(configuration: QuicConfiguration, context: ssl.SSLContext | None) -> N
         if context.verify_mode == ssl.CERT_NONE:
             configuration.verify_mode = ssl.CERT_NONE
             return
-        authorities = context.get_ca_certs(binary_form=True)
+        is_ours, file = authorities_of(context)
+        if file is not None:
+            configuration.cafile = file
+            return
+        authorities = [] if is_ours else context.get_ca_certs(binary_form=True)
         if authorities:
             configuration.cadata = "".join(map(ssl.DER_cert_to_PEM_cert, authorities)).encode()
             return

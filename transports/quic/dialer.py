@@ -70,6 +70,7 @@ class ClientConnection(DatagramProtocol, SessionOwner):
             return self.table
 
         self.session = QuicSession(core, port, self, streams_of, doing)
+        self.session.ends_when_left = True
         port.start(self)
         core.connect(address, port.now())
         self.session.touch()

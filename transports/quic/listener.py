@@ -299,6 +299,9 @@ class QuicListener(Listener):
         server.is_closing = True
         if self._acceptor is not None:
             self._acceptor.close()
+        for session in server.sessions:
+            session.ends_when_left = True
+            session.touch()
         self._look_for_idle()
         if self._port is not None:
             if server.sessions:

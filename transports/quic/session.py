@@ -22,6 +22,8 @@ __all__ = ["Application", "QuicSession", "SessionOwner"]
 
 log = logging.getLogger("gws_gevent.transports")
 
+#: Seconds for what was sent last, see `QuicSession.ends_when_left`.
+LINGER: Final = 5.0
 #: In the closing period the last words are repeated after the 1st, 2nd, 4th ... datagram of the peer (RFC 9000 section 10.2.1).
 _LAST_ANSWER: Final = 64
 
@@ -45,6 +47,11 @@ class Application(ABC):
     @abstractmethod
     def is_idle(self) -> bool:
         """There is no stream, and nothing that has to be delivered."""
+
+    @property
+    @abstractmethod
+    def is_left(self) -> bool:
+        """There are streams, and all of them have been closed on this side: what was sent last may not have been delivered."""
 
     @abstractmethod
     def on_end(self, error: TransportError) -> None:
@@ -72,12 +79,13 @@ class QuicSession(DatagramSession):
         core: aioquic's state machine.
         application: what runs on the connection.
         established: the handshake is complete.
+        ends_when_left: what was sent last has LINGER seconds to be delivered, and then the connection ends.
         error: why the connection has ended; None: it has not.
     """
 
     __slots__ = (
-        "_answers", "_grants", "_handshake_until",
-        "_last_words", "_owner", "_port", "application", "core", "doing", "error", "established",
+        "_answers", "_grants", "_handshake_until", "_last_words", "_left_until", "_owner", "_port", "application", "core", "doing",
+        "ends_when_left", "error", "established",
     )  # fmt: skip
 
     def __init__(
@@ -98,9 +106,11 @@ class QuicSession(DatagramSession):
         super().__init__()
         self.core = core
         self.doing = doing
+        self.ends_when_left = False
         self.established = False
         self.error: TransportError | None = None
         self._handshake_until = handshake_until
+        self._left_until: float | None = None
         self._port = port
         self._owner: SessionOwner | None = owner
         self._last_words: list[tuple[bytes, Address]] = []
@@ -131,6 +141,8 @@ class QuicSession(DatagramSession):
             self._answer_again()
             return
         self.core.receive_datagram(data, address, now)
+        # At once: between here and the flush the application may write to a stream that has just been stopped.
+        self._tell_events()
         self._grants = True
         self._port.touch(self)
 
@@ -166,6 +178,9 @@ class QuicSession(DatagramSession):
         if not self.established and self._handshake_until is not None and now >= self._handshake_until:
             self.drop(TransportError(f"{self.doing}: no handshake in time"))
             return
+        if self._left_until is not None and now >= self._left_until:
+            self.close(TransportError(f"{self.doing}: what was sent last was not acknowledged"))
+            return
         due = self.core.get_timer()
         if due is not None and now >= due:
             self.core.handle_timer(now)
@@ -176,7 +191,6 @@ class QuicSession(DatagramSession):
     def flush(self, now: float) -> float | None:
         core = self.core
         if self.error is None:
-            self._tell_events()
             application = self.application
             if application is not None:
                 application.after_events()
@@ -198,10 +212,15 @@ class QuicSession(DatagramSession):
             if core.is_terminated or core.is_draining:
                 self._leave()
                 return None
-        due = core.get_timer()
-        if self.established or self._handshake_until is None:
-            return due
-        return self._handshake_until if due is None else min(due, self._handshake_until)
+        self._look_whether_left(now)
+        times = (core.get_timer(), None if self.established else self._handshake_until, self._left_until)
+        return min((when for when in times if when is not None), default=None)
+
+    def _look_whether_left(self, now: float) -> None:
+        if not self.ends_when_left or self.application is None or not self.application.is_left:
+            self._left_until = None
+        elif self._left_until is None:
+            self._left_until = now + LINGER
 
     def _tell_events(self) -> None:
         core, application = self.core, self.application

@@ -63,6 +63,7 @@ class StreamTable(Application):
         self._on_change = on_change
         self._on_end = on_end
         self._seen = 0  # streams of the peer
+        self._in_use = 0  # streams that this side has not closed
         self._streams: dict[int, QuicStream] = {}
         self._busy: dict[int, QuicStream] = {}  # those with bytes that the peer has not acknowledged
         self._waiting: set[QuicStream] = set()  # those whose writer waits for room
@@ -76,13 +77,23 @@ class StreamTable(Application):
         if self.session.error is not None:
             raise self.session.error
         stream_id = self.session.core.open_stream()
-        stream = self._streams[stream_id] = self.make_stream(stream_id)
+        stream = self._made(stream_id)
         self.session.touch()
+        return stream
+
+    def _made(self, stream_id: int) -> QuicStream:
+        self._in_use += 1
+        stream = self._streams[stream_id] = self.make_stream(stream_id)
         return stream
 
     def make_stream(self, stream_id: int) -> QuicStream:
         """Return what stands for a new stream."""
         return QuicStream(self, stream_id)
+
+    def has_closed(self, stream: QuicStream) -> None:
+        """The application has closed a stream."""
+        self._in_use -= 1
+        self.is_writing(stream)
 
     # Application
 
@@ -121,6 +132,10 @@ class StreamTable(Application):
     @property
     def is_idle(self) -> bool:
         return not self._streams
+
+    @property
+    def is_left(self) -> bool:
+        return not self._in_use and bool(self._streams)
 
     def unread(self) -> Mapping[int, int]:
         return {stream_id: len(stream.inbox) for stream_id, stream in self._streams.items() if stream.inbox is not None}
@@ -161,8 +176,7 @@ class StreamTable(Application):
             stream_id = self._seen * 4
             self._seen += 1
             if self._on_stream is not None and is_client_bidirectional(stream_id):
-                stream = self._streams[stream_id] = self.make_stream(stream_id)
-                self._on_stream(stream)
+                self._on_stream(self._made(stream_id))
 
 
 class QuicStream(PollableStream):
@@ -418,7 +432,7 @@ class QuicStream(PollableStream):
                     self._table.session.core.stop_stream(self.stream_id, self.LEFT)
                 except ValueError:
                     pass  # both halves have ended, and the stream is forgotten
-            self._table.is_writing(self)
+            self._table.has_closed(self)
             self._table.session.consumed()
         self._wake_reader_soon()
         self._wake_writer_soon()
