@@ -55,6 +55,9 @@ __all__ = ["TO_APP", "Front", "GuestService", "ServerService"]
 #: Bytes read and dropped behind a refused request, so that the answer isn't lost to a reset.
 LINGER_BYTES = 256 * 1024
 
+#: Bytes that are read at once where pages are served, too.
+AHEAD = 16 * 1024
+
 #: What `answer` returns for a request that is the WSGI app's.
 TO_APP: Final = EventHandler()
 
@@ -247,9 +250,13 @@ class ServerService(Service):
         """Between two requests: wait for bytes, and be closed without a word if the server stops or they do not come."""
         self._idle[conn] = None
         try:
-            return self._read(conn.stream)
+            return self.read_some(conn)
         finally:
             self._idle.pop(conn, None)
+
+    def read_some(self, conn: Connection) -> bytes:
+        """Wait for bytes. Not many at once: what follows a head is copied for each of the requests that it holds."""
+        return self._read(conn.stream, AHEAD)
 
     def _read_proxy_header(self, stream: Stream, trusted: TrustedProxies) -> tuple[Any, bytes]:
         """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""
@@ -288,9 +295,10 @@ class ServerService(Service):
         finally:
             self._awaited.discard(conn)
 
-    def _read(self, stream: Stream) -> bytes:
-        count = stream.recv_into(self.buffer)
-        return bytes(memoryview(self.buffer)[:count])
+    def _read(self, stream: Stream, most: int | None = None) -> bytes:
+        view = memoryview(self.buffer)
+        count = stream.recv_into(self.buffer if most is None else view[:most])
+        return bytes(view[:count])
 
     def _admit(self, conn: Connection) -> bool:
         """Give a connection one of `max_connections` places, to its end or its refusal; False: all are taken.
