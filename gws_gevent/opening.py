@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -90,6 +90,9 @@ class ServerService(Service):
         on_error: told of what fails before a connection is open.
         front: serves what is no upgrade, and upgrades that nobody here wants.
         home: see Service.
+
+    Attributes:
+        alt_svc: value of the Alt-Svc header in what is answered over TLS (RFC 7838), where HTTP/3 has the same; "" for none.
     """
 
     options: ServerOptions
@@ -106,6 +109,7 @@ class ServerService(Service):
         Service.__init__(self, Side.SERVER, options, home)
         self.keep_request = options.keep_request
         self.stopping = False
+        self.alt_svc = ""
         self._handler = handler
         self._on_request = on_request
         self._on_error = on_error
@@ -189,7 +193,7 @@ class ServerService(Service):
             if handler is TO_APP:
                 return TO_APP
             if isinstance(handler, Response):
-                self._say(conn, http_response(handler, method=request.method))
+                self._say(conn, http_response(handler, method=request.method, more_headers=self.own_headers(conn)))
                 return None
             if not wants_websocket(request):
                 raise upgrade_required()
@@ -198,7 +202,10 @@ class ServerService(Service):
                 self.authorize(conn, request, conn.session)
             deciding = False
             conn.allow(self.options.write_timeout)
-            conn.stream.send_all(accept_response(acceptance, self.options.response_headers))
+            headers = self.options.response_headers
+            if self.alt_svc:
+                headers = {**self.own_headers(conn), **headers}
+            conn.stream.send_all(accept_response(acceptance, headers))
         except HandshakeError as error:
             self.refuse(conn, error if isinstance(error, Refusal) else Refusal(400), request)
             return None
@@ -220,6 +227,10 @@ class ServerService(Service):
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)
         return handler
+
+    def own_headers(self, conn: Connection) -> Mapping[str, str]:
+        """Headers that the server adds to what is answered on a connection."""
+        return {"Alt-Svc": self.alt_svc} if self.alt_svc and conn.stream.info("scheme") == "tls" else {}
 
     def check_room(self, conn: Connection) -> None:
         """Raise a Refusal if the server is stopping or full; otherwise the connection has one of `max_connections` places."""

@@ -61,7 +61,13 @@ SERVER_ONLY: dict[str, Any] = {
     "body_timeout": 30,
     "max_request_body": GiB,
 }
-CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
+CLIENT_ONLY: dict[str, Any] = {
+    "headers": {},
+    "transport_params": {},
+    "max_redirects": 10,
+    "max_response_head": 64 * KiB,
+    "streams_per_connection": 100,
+}
 FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
 
 EACH_FIELD = [(cls, name) for cls, defaults in FIELDS.items() for name in defaults]
@@ -78,6 +84,7 @@ SIZES = {
     "max_buffered": 1,
     "max_request_head": 64,
     "max_redirects": 0,
+    "streams_per_connection": 1,
     "max_response_head": 64,
     "max_connections": 1,
     "accept_limit": 1,
