@@ -329,6 +329,7 @@ class Visit:
         def take() -> tuple[Stream, Callable[[Any], None], bytes]:
             takeover.take(LIBRARY)
             takeover.socket = taken
+            self.service.taken_by_library(self.conn, taken.go_away)
             return self.conn.stream, self._send, self.rest()
 
         taken = TakenSocket(self._socket, take)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gws_gevent import HandshakeRefused, connect
+from gws_gevent import CloseCode, HandshakeRefused, connect
 from tests.gunicorn_process import run_gunicorn
 from tests.raw import RawClient, frame
 from tests.support import ROOT, require_module, wait_until
@@ -149,3 +149,20 @@ def test_flask_sock_under_our_worker(tmp_path: Path) -> None:
             client.read_end()
         wait_until(lambda: server.output().count('"GET /ws HTTP/1.1" 101') == 2, what="both lines in the access log")
         assert "Traceback" not in server.output()
+
+
+def test_when_our_worker_stops_flask_sock_ends_with_1001(tmp_path: Path) -> None:
+    require_module("flask_sock")
+    with run_gunicorn(tmp_path, FLASK_SOCK, "--graceful-timeout", "20") as server:
+        with connect(server.url("/ws")) as conn:
+            conn.send("hello")
+            assert conn.receive(timeout=10) == "hello"
+            server.process.send_signal(signal.SIGTERM)
+            for _ in conn:
+                pass
+            assert conn.close_info is not None
+            assert conn.close_info.clean
+            assert conn.close_info.code == CloseCode.GOING_AWAY
+        assert server.wait(10) == 0
+        assert "Traceback" not in server.output()
+        assert "graceful timeout" not in server.output()
