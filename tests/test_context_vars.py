@@ -29,9 +29,11 @@ class Tells(EventHandler):
 
     def __init__(self) -> None:
         self.greenlets: list[greenlet] = []
+        self.opened = 0
 
     def on_open(self, conn: Connection) -> None:
-        USER.set(f"user {conn.id}")
+        self.opened += 1
+        USER.set(f"user {self.opened}")
 
     def on_message(self, conn: Connection, message: Message) -> None:
         self.greenlets.append(getcurrent())
