@@ -134,6 +134,7 @@ class Visit:
         self.close_timeout = service.options.close_timeout
         self._head = b""
         self._remote: Any = None
+        self._facts: dict[str, str] | None = None
         self._handler: WSGIHandler | None = None
         self._in_body = False
         self._waited = 0.0
@@ -161,7 +162,7 @@ class Visit:
             reader = HeadReader(service.options.max_request_head)
             piece = bytes(taken)
             while not (piece and reader.feed(piece)):
-                piece = self._read()
+                piece = service.read_some(conn)
                 taken += piece
                 if not piece:
                     if not taken:
@@ -197,11 +198,6 @@ class Visit:
                 return False
         conn.allow(service.options.handshake_timeout)
         return bool(self.behind) and not service.stopping
-
-    def _read(self) -> bytes:
-        buffer = self.service.buffer
-        count = self.conn.stream.recv_into(buffer)
-        return bytes(memoryview(buffer)[:count])
 
     def find_remote(self) -> None:
         """Learn who the client is; a Refusal if proxies disagree."""
@@ -287,17 +283,20 @@ class Visit:
 
     def environ(self, environ: dict[str, Any]) -> None:
         """See HandlerCarrier."""
-        facts = self._facts()
-        for key, value in facts.items():
-            if key not in self.front.fixed:
-                environ[key] = value
+        if self._facts is None:
+            self._facts = self._learn_facts()
+        environ.update(self._facts)
+        scheme = self.service.scheme(self.request, self.peer)
+        if scheme is not None and "wsgi.url_scheme" not in self.front.fixed:
+            environ["wsgi.url_scheme"] = scheme
 
-    def _facts(self) -> dict[str, str]:
-        stream = self.conn.stream
+    def _learn_facts(self) -> dict[str, str]:
+        """What is the same in all environs of this connection."""
         local = self.conn.local_address
         host, port = (self.front.name_of(str(local[0])), str(local[1])) if isinstance(local, tuple) else ("", "")
-        scheme = self.service.scheme(self.request, self.peer) or ("https" if is_encrypted(stream) else "http")
-        return {"SERVER_NAME": host, "SERVER_PORT": port, "wsgi.url_scheme": scheme}
+        scheme = "https" if is_encrypted(self.conn.stream) else "http"
+        facts = {"SERVER_NAME": host, "SERVER_PORT": port, "wsgi.url_scheme": scheme}
+        return {key: value for key, value in facts.items() if key not in self.front.fixed}
 
     def own_headers(self) -> Mapping[str, str]:
         """See HandlerCarrier."""
@@ -334,6 +333,7 @@ class Visit:
         def take() -> tuple[Stream, Callable[[Any], None], bytes]:
             takeover.take(LIBRARY)
             takeover.socket = taken
+            self.service.taken_by_library(self.conn, taken.go_away)
             return self.conn.stream, self._send, self.rest()
 
         taken = TakenSocket(self._socket, take)

@@ -18,7 +18,7 @@ from gevent import Timeout
 
 from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
-from gws_gevent.frames import CloseCode, Side
+from gws_gevent.frames import CloseCode, Side, frame_header
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import (
     Response,
@@ -54,6 +54,12 @@ __all__ = ["TO_APP", "Front", "GuestService", "ServerService"]
 
 #: Bytes read and dropped behind a refused request, so that the answer isn't lost to a reset.
 LINGER_BYTES = 256 * 1024
+
+#: Bytes that are read at once where pages are served, too.
+AHEAD = 16 * 1024
+
+#: The close frame that a stopping server sends where a library would not (RFC 6455 section 7.4.1).
+GOING_AWAY = frame_header(0x88, 2) + CloseCode.GOING_AWAY.to_bytes(2, "big")
 
 #: What `answer` returns for a request that is the WSGI app's.
 TO_APP: Final = EventHandler()
@@ -116,6 +122,7 @@ class ServerService(Service):
         # Who is to send a request head; and who need not: kept alive between two requests.
         self._awaited: set[Connection] = set()
         self._idle: dict[Connection, None] = {}
+        self._libraries: dict[Connection, Callable[[bytes], object]] = {}
         # Counted only where there is a limit.
         self._admitted: set[Connection] = set()
         #: See Server.
@@ -149,6 +156,14 @@ class ServerService(Service):
             self._hang_up(conn, 503)
         for conn in list(self._idle):
             conn.stream.close()
+        for go_away in self._libraries.values():
+            go_away(GOING_AWAY)
+
+    def taken_by_library(self, conn: Connection, go_away: Callable[[bytes], object]) -> None:
+        """A library in the app speaks WebSocket on this connection: `go_away(close_frame)` is called when the server stops."""
+        self._libraries[conn] = go_away
+        if self.stopping:
+            go_away(GOING_AWAY)
 
     def _hang_up(self, conn: Connection, status: int) -> None:
         """Without waiting: say why if a head was being waited for, and drop the stream."""
@@ -258,9 +273,13 @@ class ServerService(Service):
         """Between two requests: wait for bytes, and be closed without a word if the server stops or they do not come."""
         self._idle[conn] = None
         try:
-            return self._read(conn.stream)
+            return self.read_some(conn)
         finally:
             self._idle.pop(conn, None)
+
+    def read_some(self, conn: Connection) -> bytes:
+        """Wait for bytes. Not many at once: what follows a head is copied for each of the requests that it holds."""
+        return self._read(conn.stream, AHEAD)
 
     def _read_proxy_header(self, stream: Stream, trusted: TrustedProxies) -> tuple[Any, bytes]:
         """Return the client's address and what was read behind the PROXY header, if a trusted proxy sent one."""
@@ -299,9 +318,10 @@ class ServerService(Service):
         finally:
             self._awaited.discard(conn)
 
-    def _read(self, stream: Stream) -> bytes:
-        count = stream.recv_into(self.buffer)
-        return bytes(memoryview(self.buffer)[:count])
+    def _read(self, stream: Stream, most: int | None = None) -> bytes:
+        view = memoryview(self.buffer)
+        count = stream.recv_into(self.buffer if most is None else view[:most])
+        return bytes(view[:count])
 
     def _admit(self, conn: Connection) -> bool:
         """Give a connection one of `max_connections` places, to its end or its refusal; False: all are taken.
@@ -329,6 +349,7 @@ class ServerService(Service):
     def closed(self, conn: Connection) -> None:
         """A connection's greenlet has come to its end."""
         self._admitted.discard(conn)
+        self._libraries.pop(conn, None)
         Service.closed(self, conn)
         if self._full and len(self.connections) < (self.options.accept_limit or 0) and not self.stopping:
             self._full = False

@@ -146,6 +146,8 @@ class TakenSocket:
         self._left.set()
         self._closed = False
         self._number = -1
+        self._sending = self._has_sent = self._has_gone = False
+        self._goodbye: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._below!r}>"
@@ -184,10 +186,37 @@ class TakenSocket:
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Return when the stream owns every byte."""
         self._begin()
+        if self._has_gone:
+            return  # behind a close frame nothing may follow (RFC 6455 section 5.5.1)
+        self._sending = True
         try:
             self._send(data)
+            self._has_sent = True
         except TransportError as error:
             raise as_socket_error(error, errno.EPIPE) from error
+        finally:
+            self._sending = False
+        self._say_goodbye()
+
+    def go_away(self, close_frame: bytes) -> None:
+        """Send a close frame in the library's place, without waiting: at once, or behind what is being sent.
+
+        Nothing that the library sends after that goes anywhere. The peer's answer to the frame tells it that the connection ends.
+        """
+        self._goodbye = close_frame
+        if self._has_sent and not self._sending:
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        # A stream that cannot send without waiting keeps it to itself.
+        try_send = getattr(self._stream, "try_send", None)
+        if self._goodbye is None or self._has_gone or try_send is None:
+            return
+        self._has_gone = True
+        try:
+            try_send(self._goodbye)
+        except TransportError:
+            pass  # the peer has left
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Send all of `data`, where a socket would send as much as fits: not every caller looks at the count."""

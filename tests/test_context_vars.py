@@ -29,11 +29,11 @@ class Tells(EventHandler):
 
     def __init__(self) -> None:
         self.greenlets: list[greenlet] = []
-        self._met = 0
+        self.opened = 0
 
     def on_open(self, conn: Connection) -> None:
-        self._met += 1
-        USER.set(f"user {self._met}")
+        self.opened += 1
+        USER.set(f"user {self.opened}")
 
     def on_message(self, conn: Connection, message: Message) -> None:
         self.greenlets.append(getcurrent())

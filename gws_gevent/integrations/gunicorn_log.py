@@ -11,6 +11,7 @@ import re
 import time
 from datetime import timedelta
 from functools import partial
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["AccessLog", "as_text"]
 
 #: What a line of the log is made of besides headers: keys of an environ.
-_KEYS = (
-    "REMOTE_ADDR", "REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL", "PATH_INFO", "QUERY_STRING", "HTTP_REFERER", "HTTP_USER_AGENT",
-    "HTTP_AUTHORIZATION",
-)  # fmt: skip
+_KEYS = ("REMOTE_ADDR", "REQUEST_METHOD", "RAW_URI", "SERVER_PROTOCOL", "HTTP_REFERER", "HTTP_USER_AGENT", "HTTP_AUTHORIZATION")
 #: A request's header in a format.
 _HEADER = re.compile(r"%\(\{([^}]+)\}i\)")
 SWITCHING = "101 Switching Protocols"
@@ -98,10 +96,9 @@ class AccessLog:
         peer = conn.stream.info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else "-"
         get = request.headers.get
-        values = (
-            address, request.method, request.target, f"HTTP/{request.version}", request.path, request.query,
-            get("referer"), get("user-agent"), get("authorization"),
-        )  # fmt: skip
+        # Many connections have the same of these: one copy does for all.
+        method, version, agent = intern(request.method), intern(f"HTTP/{request.version}"), intern(get("user-agent") or "-")
+        values = (address, method, request.target, version, get("referer"), agent, get("authorization"))
         headers = tuple((name, value) for name in self._named if (value := get(name)) is not None)
         followed = Followed(values, headers, time.monotonic())
         _count_bytes(conn.stream)
@@ -124,6 +121,7 @@ class AccessLog:
 
     def _log_followed(self, followed: Followed, response: LoggedResponse, seconds: float, more: dict[str, Any]) -> None:
         environ = {key: value for key, value in zip(_KEYS, followed.values, strict=True) if value is not None}
+        environ["PATH_INFO"], _, environ["QUERY_STRING"] = environ["RAW_URI"].partition("?")
         self._log.access(response, followed.headers, {**environ, **more}, timedelta(seconds=seconds))
 
 
