@@ -98,13 +98,6 @@ def test_a_user_without_a_host_is_told() -> None:
     assert "a WebSocketUser needs a host" in finished.errors
 
 
-def test_locust_is_asked_for_in_one_sentence(tmp_path: Any) -> None:
-    (tmp_path / "locust.py").write_text("raise ImportError('kept away by a test')\n")
-    code = "import gws_gevent.integrations.locust"
-    finished = run_program([sys.executable, "-c", code], env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    assert finished.errors.splitlines()[-1].endswith("the Locust user needs an extra: pip install 'gws_gevent[locust]'")
-
-
 def test_what_it_exports_is_there() -> None:
     code = "import gws_gevent.integrations.locust as module; print(all(hasattr(module, name) for name in module.__all__))"
     assert run_program([sys.executable, "-W", "ignore", "-c", code]).output == "True\n"
