@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 
 from gws_gevent.exceptions import TransportError
-from gws_gevent.transports.base import Stream
+from gws_gevent.transports.base import PollableStream, Stream
 
 __all__ = ["Intake", "StreamSocket", "TakenSocket", "as_socket_error"]
 
@@ -160,8 +160,11 @@ class TakenSocket:
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Wait for bytes and return some, at most `size`; none: the peer has finished, or this has been closed."""
-        buffer = bytearray(size)
-        return bytes(memoryview(buffer)[: self.recv_into(buffer)])
+        self._begin()
+        if self._ahead:
+            taken, self._ahead = self._ahead[:size], self._ahead[size:]
+            return taken
+        return b"" if self._closed else self._in_time(self._receive, size)
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         """Like `recv`, into a buffer. TimeoutError as `settimeout` says."""
@@ -172,12 +175,24 @@ class TakenSocket:
             view[:count] = self._ahead[:count]
             self._ahead = self._ahead[count:]
             return count
-        if self._closed:
-            return 0
+        return 0 if self._closed else self._in_time(self._stream.recv_into, view)
+
+    def _receive(self, size: int) -> bytes:
+        """Receive without holding a buffer during the wait: an idle connection would keep its 4 KB."""
+        while True:
+            pollable = isinstance(self._stream, PollableStream)
+            buffer = bytearray(size)
+            count = self._stream.try_recv_into(buffer) if pollable else self._stream.recv_into(buffer)
+            if count >= 0:
+                return bytes(memoryview(buffer)[:count])
+            del buffer
+            self._stream.wait_readable()
+
+    def _in_time(self, receive: Callable[[Any], Any], what: Any) -> Any:
         self._left.clear()
         try:
             with gevent.Timeout(self._timeout, TimeoutError("timed out")):
-                return int(self._stream.recv_into(view))
+                return receive(what)
         except TransportError as error:
             raise as_socket_error(error, errno.ECONNRESET) from error
         finally:

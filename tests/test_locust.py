@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -96,13 +95,6 @@ def test_a_user_without_a_host_is_told() -> None:
     finished = run_program([*LOCUST, "-f", str(HERE / "locustfile.py"), "-u", "1", "-t", "1s"], timeout=60)
     assert finished.status == 1
     assert "a WebSocketUser needs a host" in finished.errors
-
-
-def test_locust_is_asked_for_in_one_sentence(tmp_path: Any) -> None:
-    (tmp_path / "locust.py").write_text("raise ImportError('kept away by a test')\n")
-    code = "import gws_gevent.integrations.locust"
-    finished = run_program([sys.executable, "-c", code], env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    assert finished.errors.splitlines()[-1].endswith("the Locust user needs an extra: pip install 'gws_gevent[locust]'")
 
 
 def test_what_it_exports_is_there() -> None:

@@ -122,6 +122,8 @@ class QueueRules(NamedTuple):
 class WebSocket:
     """One connection, as Engine.IO wants it: called with a WSGI request, it runs Engine.IO's handler in that greenlet."""
 
+    __slots__ = ("_conn", "_handler", "_upgrader")
+
     def __init__(self, handler: Callable[[WebSocket], list[bytes]], upgrader: Upgrader) -> None:
         self._handler = handler
         self._upgrader = upgrader
@@ -169,6 +171,8 @@ class PacketQueue(JoinableQueue):  # type: ignore[misc]  # gevent's, without typ
         waiting: bytes.
         on_overflow: ends the client's WebSocket, if it has one.
     """
+
+    __slots__ = ("_over", "_rules", "_server", "_taken", "on_overflow", "waiting")
 
     def __init__(self, server: engineio.Server, rules: QueueRules) -> None:
         super().__init__()

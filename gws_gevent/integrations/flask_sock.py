@@ -170,6 +170,8 @@ class WebSocket:
         mode: "gws_gevent", where flask-sock says what server it runs on.
     """
 
+    __slots__ = ("_kept", "_kept_size", "_looked", "_reading", "connection", "environ")
+
     mode = "gws_gevent"
 
     def __init__(self, connection: Connection, environ: dict[str, Any]) -> None:

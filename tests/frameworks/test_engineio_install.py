@@ -8,8 +8,9 @@ import gevent
 import pytest
 from gevent.queue import JoinableQueue
 
-from gws_gevent import ServerOptions
+from gws_gevent import ClientOptions, HandshakeRefused, ServerOptions, connect
 from gws_gevent.integrations import engineio as ours
+from tests.pairs import serving, url_of
 from tests.support import require_module, wait_until
 
 engineio = pytest.importorskip("engineio")
@@ -154,3 +155,61 @@ def test_the_hub_never_waits() -> None:
     gevent.get_hub().loop.run_callback(fill)
     wait_until(lambda: done)
     assert done == [0]
+
+
+def test_a_client_that_does_not_poll_is_ended_too() -> None:
+    eio, gone = make_eio(), []
+    ours.install(eio, queue_size=10 * KIB)
+    session = eio.sockets["one"] = engineio.socket.Socket(eio, "one")
+    session.connected = True
+    eio.on("disconnect", lambda sid, reason: gone.append((sid, reason)))
+    for _ in range(20):
+        eio.send("one", "x" * KIB)
+    wait_until(lambda: gone == [("one", "transport error")])
+    assert session.closed
+    assert session.queue.waiting == 0
+
+
+# Over a connection
+
+ENGINE = "/engine.io/?EIO=4&transport="
+QUIET = ClientOptions(ping_interval=None)
+
+
+def test_a_message_above_max_http_buffer_size_is_refused_on_its_header() -> None:
+    eio, gone = make_eio(max_http_buffer_size=1000, ping_interval=0.1, ping_timeout=0.1), []
+    ours.install(eio)
+    eio.on("disconnect", lambda sid, reason: gone.append(reason))
+    with serving(None, wsgi=engineio.WSGIApp(eio)) as server, connect(url_of(server, ENGINE + "websocket"), options=QUIET) as conn:
+        conn.receive(timeout=5)
+        conn.send("4" + "x" * 1000)
+        assert list(conn) == []
+        assert conn.close_info is not None
+        assert conn.close_info.code == 1009
+        wait_until(lambda: gone == ["transport close"])
+
+
+def test_a_client_that_has_gone_without_a_word_is_dropped() -> None:
+    eio, gone = make_eio(ping_interval=0.1, ping_timeout=0.1), []
+    ours.install(eio)
+    eio.on("disconnect", lambda sid, reason: gone.append(reason))
+    with serving(None, wsgi=engineio.WSGIApp(eio)) as server, connect(url_of(server, ENGINE + "websocket"), options=QUIET):
+        wait_until(lambda: gone == ["transport close"])
+        wait_until(lambda: not server.connections)
+
+
+def test_a_refused_upgrade_is_answered() -> None:
+    eio = make_eio(ping_interval=0.1, ping_timeout=0.1)
+    ours.install(eio, ServerOptions(origins=["https://example.org"]))
+    with serving(None, wsgi=engineio.WSGIApp(eio)) as server:
+        for target in (ENGINE + "websocket", f"{ENGINE}websocket&sid={polling_session(eio)}"):
+            with pytest.raises(HandshakeRefused) as refused:
+                connect(url_of(server, target), options=QUIET)
+            assert refused.value.status == 403
+
+
+def polling_session(eio: Any) -> str:
+    """The session of a client that has connected by polling."""
+    session = eio.sockets["polling"] = engineio.socket.Socket(eio, "polling")
+    session.connected = True
+    return "polling"

@@ -21,6 +21,7 @@ STACKS = {
     "install, without gevent-websocket": ("ours", *SOCKS, "install"),
     "install, with gevent-websocket": ("ours", *SOCKS, "install", "geventwebsocket"),
     "successor of gevent-websocket": ("successor", *SOCKS),
+    "install, on gevent's own server": ("pywsgi", *SOCKS, "install"),
     "install, and successor of gevent-websocket": ("successor", *SOCKS, "install"),
 }
 
