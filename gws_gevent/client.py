@@ -55,10 +55,11 @@ def connect(
     Connections with the same options object, or with none, share a Client, and so its limits.
 
     Args:
-        url: `ws://host:port/target`, `wss://...`, or `ws+unix:/path/of/socket:/target`.
+        url: `ws://host:port/target`, `wss://...`, `ws+unix:/path/of/socket:/target`, or `ws+NAME://...` of another transport,
+            such as `ws+quic://...`.
         handler: served by a greenlet of its own. None: the caller reads with `receive()` or iteration, as in
             `with connect(url) as conn: ...`.
-        ssl_context: for wss; None verifies against the system's authorities.
+        ssl_context: for wss and ws+quic; None verifies against the system's authorities.
         server_name: name to ask for and check in the certificate, after a redirect too; None is the URL's host.
         proxy: URL of an HTTP (CONNECT) or SOCKS5 proxy. True: as the environment says. None or False: none.
 

@@ -86,7 +86,9 @@ class HttpFront:
         """Let the direct path have what it wants; TO_APP for all else, None for what has been refused."""
         service, conn, request = visit.service, visit.conn, visit.request
         if request is not None and not visit.tainted and wants_websocket(request):
-            return service.answer(conn, visit.peer, request, visit.behind)
+            found = service.answer(conn, visit.peer, request, visit.behind)
+            if found is not TO_APP:
+                return found
         try:
             service.check_room(conn)
             visit.find_remote()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -65,6 +65,10 @@ OnRequest = Callable[[Request], Any]
 OnError = Callable[["Stream | None", Exception], object]
 
 
+def _nobody(*_told: object) -> None:
+    """Whom to tell where nobody asked."""
+
+
 class Front(Protocol):
     """What serves HTTP on the connections of a server: see http_front.py."""
 
@@ -86,6 +90,9 @@ class ServerService(Service):
         on_error: told of what fails before a connection is open.
         front: serves what is no upgrade, and upgrades that nobody here wants.
         home: see Service.
+
+    Attributes:
+        alt_svc: value of the Alt-Svc header in what is answered over TLS (RFC 7838), where HTTP/3 has the same; "" for none.
     """
 
     options: ServerOptions
@@ -102,6 +109,7 @@ class ServerService(Service):
         Service.__init__(self, Side.SERVER, options, home)
         self.keep_request = options.keep_request
         self.stopping = False
+        self.alt_svc = ""
         self._handler = handler
         self._on_request = on_request
         self._on_error = on_error
@@ -113,6 +121,10 @@ class ServerService(Service):
         self._idle: dict[Connection, None] = {}
         # Counted only where there is a limit.
         self._admitted: set[Connection] = set()
+        #: See Server.
+        self.on_upgrade: Callable[[Connection, Request], object] = _nobody
+        self.accepting: Callable[[bool], object] = _nobody
+        self._full = False
 
     def open(self, conn: Connection) -> EventHandler | None:
         try:
@@ -129,7 +141,9 @@ class ServerService(Service):
             return None
 
     def handshake_timed_out(self, conn: Connection) -> None:
-        """In the hub: the deadline has passed. Say 408 where a head was being waited for."""
+        """In the hub: the deadline has passed. Say 408 where a head was being waited for; between two requests, nothing."""
+        if conn in self._idle:
+            conn.stream.close()
         self._hang_up(conn, 408)
 
     def stop_awaiting(self) -> None:
@@ -179,7 +193,7 @@ class ServerService(Service):
             if handler is TO_APP:
                 return TO_APP
             if isinstance(handler, Response):
-                self._say(conn, http_response(handler, method=request.method))
+                self._say(conn, http_response(handler, method=request.method, more_headers=self.own_headers(conn)))
                 return None
             if not wants_websocket(request):
                 raise upgrade_required()
@@ -188,7 +202,10 @@ class ServerService(Service):
                 self.authorize(conn, request, conn.session)
             deciding = False
             conn.allow(self.options.write_timeout)
-            conn.stream.send_all(accept_response(acceptance, self.options.response_headers))
+            headers = self.options.response_headers
+            if self.alt_svc:
+                headers = {**self.own_headers(conn), **headers}
+            conn.stream.send_all(accept_response(acceptance, headers))
         except HandshakeError as error:
             self.refuse(conn, error if isinstance(error, Refusal) else Refusal(400), request)
             return None
@@ -206,9 +223,14 @@ class ServerService(Service):
                     self.refuse(conn, Refusal(500), request)
             raise
         conn.accepted(acceptance.subprotocol, acceptance.deflate, request, remote, rest)
+        self.upgraded(conn, request)
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)
         return handler
+
+    def own_headers(self, conn: Connection) -> Mapping[str, str]:
+        """Headers that the server adds to what is answered on a connection."""
+        return {"Alt-Svc": self.alt_svc} if self.alt_svc and conn.stream.info("scheme") == "tls" else {}
 
     def check_room(self, conn: Connection) -> None:
         """Raise a Refusal if the server is stopping or full; otherwise the connection has one of `max_connections` places."""
@@ -316,6 +338,9 @@ class ServerService(Service):
         """A connection's greenlet has come to its end."""
         self._admitted.discard(conn)
         Service.closed(self, conn)
+        if self._full and len(self.connections) < (self.options.accept_limit or 0) and not self.stopping:
+            self._full = False
+            self.accepting(True)
 
     def guest(self, upgrader: object, options: ServerOptions) -> GuestService:
         """Return what the connections share that `upgrader` opens in this server's WSGI app, with its own options."""
@@ -325,19 +350,30 @@ class ServerService(Service):
         return guest
 
     def is_beyond_refusing(self) -> bool:
-        """True when so many connections wait for their 503 that the next is dropped unanswered.
+        """True when so many connections wait for their 503 that the next is dropped unanswered. Asked about each that comes.
 
         Those between two requests do not keep others out: the one that has waited longest makes room.
         """
         limit = self.options.max_connections
-        if limit is None or len(self.connections) < 2 * limit + 100:
-            return False
-        if not self._idle:
-            return True
-        longest = next(iter(self._idle))
-        del self._idle[longest]
-        longest.stream.close()
+        if limit is not None and len(self.connections) >= 2 * limit + 100:
+            if not self._idle:
+                return True
+            longest = next(iter(self._idle))
+            del self._idle[longest]
+            longest.stream.close()
+        limit = self.options.accept_limit
+        if limit is not None and len(self.connections) + 1 >= limit and not self._full:
+            # The one that has come is the last for now.
+            self._full = True
+            self.accepting(False)
         return False
+
+    def upgraded(self, conn: Connection, request: Request) -> None:
+        """The opening handshake is done: tell who wants to know."""
+        try:
+            self.on_upgrade(conn, request)
+        except Exception as error:
+            self.log(logging.ERROR, conn, "on_upgrade failed", error=error)
 
     def _route(self, request: Request) -> EventHandler | Response:
         if self._on_request is None:
@@ -415,6 +451,7 @@ class GuestService(ServerService):
     def __init__(self, home: ServerService, options: ServerOptions) -> None:
         ServerService.__init__(self, None, options, None, home._on_error, home=home)
         self._home = home
+        self.on_upgrade = home.on_upgrade
 
     def is_full(self) -> bool:
         """Who got this far has a place of the home's."""

@@ -6,7 +6,8 @@ Does not belong here: serving HTTP (integrations/pywsgi.py), the rules of the ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +63,7 @@ class Accepted:
     Attributes:
         service: whose connection it will be.
         session: of the connection; None: made on first use.
+        variables: context variables that the connection's greenlet is to have, with their values.
     """
 
     service: ServerService
@@ -69,6 +71,7 @@ class Accepted:
     request: Request
     session: MutableMapping[Any, Any] | None
     handler: EventHandler | None
+    variables: Sequence[tuple[ContextVar[Any], Any]] = ()
 
 
 class Answer:
@@ -110,9 +113,10 @@ class Takeover:
         conn: the connection that the app reads itself.
         refusal: sent once the app has returned, whatever it answers.
         refused: an upgrade was refused: the connection is closed, for what stands between may believe that it has become another.
+        on_take: told when somebody takes the connection, before anything else happens.
     """
 
-    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "over", "refusal", "refused", "request", "socket")
+    __slots__ = ("accepted", "answered", "by", "carrier", "conn", "on_take", "over", "refusal", "refused", "request", "socket")
 
     def __init__(self, carrier: Carrier, request: Request | None) -> None:
         self.carrier = carrier
@@ -125,6 +129,7 @@ class Takeover:
         self.conn: Connection | None = None
         self.refusal: Refusal | None = None
         self.socket: Any = None
+        self.on_take: Callable[[Takeover], object] | None = None
 
     def check_free(self, by: str) -> None:
         """Raise GwsError unless `by` may take the connection."""
@@ -139,6 +144,8 @@ class Takeover:
         """Take the connection; a GwsError if somebody has, or if the request is being answered."""
         self.check_free(by)
         self.by = by
+        if self.on_take is not None:
+            self.on_take(self)
 
     def refuse(self, refusal: Refusal, start_response: StartResponse | None) -> Answer:
         """Refuse the request: through `start_response`, or, where a view has none, in place of whatever it answers."""
@@ -169,19 +176,22 @@ class Takeover:
     def end(self) -> None:
         """The request is over: whoever still holds this has nothing any more."""
         self.over = True
-        self.accepted = self.conn = self.refusal = self.socket = None
+        self.accepted = self.conn = self.refusal = self.socket = self.on_take = None
 
 
 def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
-    """Send the 101 and open the connection, which belongs to `accepted.service` already.
+    """Send the 101 and open the connection, which belongs to `accepted.service` already. In the connection's greenlet.
 
     Raises:
         TransportError: the stream failed.
     """
+    for variable, value in accepted.variables:
+        variable.set(value)
     options, acceptance = accepted.service.options, accepted.acceptance
     conn.allow(options.write_timeout)
     conn.stream.send_all(accept_response(acceptance, options.response_headers))
     remote = carrier.remote(accepted.service, accepted.request)
     conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, carrier.rest())
+    accepted.service.upgraded(conn, accepted.request)
     if carrier.stopping:
         conn.write_close(CloseCode.GOING_AWAY)

@@ -7,7 +7,8 @@ where other servers keep it (foreign.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -144,7 +145,7 @@ class Upgrader:
             except Exception as error:
                 service.log(logging.ERROR, None, "a callback failed during the opening handshake", error=error)
                 raise Refusal(500) from error
-        return Accepted(service, acceptance, request, storage, self._handler)
+        return Accepted(service, acceptance, request, storage, self._handler, _named(self.options.context_vars))
 
     def upgrade_stream(self, stream: Stream) -> Connection:
         """Read the request off `stream`, answer it, and return the open connection; call its `read_loop()` in this greenlet.
@@ -186,6 +187,13 @@ class Upgrader:
 
     def _remember(self, stream: Stream | None, error: Exception) -> None:
         self._failed[stream] = error
+
+
+def _named(names: Sequence[ContextVar[Any] | str]) -> tuple[tuple[ContextVar[Any], Any], ...]:
+    """The context variables of these names that are set here, with their values."""
+    if not names:
+        return ()
+    return tuple((variable, value) for variable, value in copy_context().items() if variable in names or variable.name in names)
 
 
 def _takeover_of(environ: MutableMapping[str, Any]) -> Takeover:

@@ -15,6 +15,8 @@ from gws_gevent.exceptions import EndpointError
 
 __all__ = ["WebSocketUrl", "parse_url"]
 
+#: Transports that are always encrypted, whatever the URL says: `ws+quic` and `wss+quic` are the same.
+_ENCRYPTED = frozenset({"quic", "h3"})
 _SCHEME = re.compile(r"wss?(?:\+[a-z][a-z0-9.\-]*)?")
 _PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(//([^/?]*))?(.*)", re.DOTALL)
 # A registered name as resolvers know it: no percent-encoding, no sub-delimiters.
@@ -30,9 +32,9 @@ class WebSocketUrl:
     """A client's URL in its parts.
 
     Attributes:
-        scheme: in lower case, such as "ws", "wss", "ws+unix", "ws+kcp".
+        scheme: in lower case, such as "ws", "wss", "ws+unix", "ws+quic".
         host: in ASCII and lower case, without brackets; "localhost" for a Unix socket.
-        port: 1 to 65535; 80 or 443 if the URL has none; 0 for a Unix socket.
+        port: 1 to 65535; if the URL has none 80, or 443 if it is secure; 0 for a Unix socket.
         path: the socket's path, for a Unix socket; a leading "@" means a Linux abstract name.
         target: path and query, percent-encoded, for the request line.
         username: decoded, or None.
@@ -50,7 +52,7 @@ class WebSocketUrl:
     @property
     def secure(self) -> bool:
         """The URL asks for an encrypted transport."""
-        return self.scheme.startswith("wss")
+        return _is_secure(self.scheme)
 
     @property
     def host_header(self) -> str:
@@ -98,8 +100,12 @@ def parse_url(url: str) -> WebSocketUrl:
     username, password, place = _split_user(parts[3], shown)
     host, port = _split_host(place, shown)
     if port is None:
-        port = 443 if scheme.startswith("wss") else 80
+        port = 443 if _is_secure(scheme) else 80
     return WebSocketUrl(scheme, host, port, "", _target(parts[4]), username, password)
+
+
+def _is_secure(scheme: str) -> bool:
+    return scheme.startswith("wss") or scheme.rpartition("+")[2] in _ENCRYPTED
 
 
 def _target(text: str) -> str:

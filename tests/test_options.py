@@ -55,11 +55,19 @@ SERVER_ONLY: dict[str, Any] = {
     "response_headers": {},
     "keep_request": False,
     "max_connections": None,
+    "accept_limit": None,
+    "context_vars": (),
     "keep_alive_timeout": 75,
     "body_timeout": 30,
     "max_request_body": GiB,
 }
-CLIENT_ONLY: dict[str, Any] = {"headers": {}, "max_redirects": 10, "max_response_head": 64 * KiB}
+CLIENT_ONLY: dict[str, Any] = {
+    "headers": {},
+    "transport_params": {},
+    "max_redirects": 10,
+    "max_response_head": 64 * KiB,
+    "streams_per_connection": 100,
+}
 FIELDS: dict[OptionsClass, dict[str, Any]] = {ServerOptions: SHARED | SERVER_ONLY, ClientOptions: SHARED | CLIENT_ONLY}
 
 EACH_FIELD = [(cls, name) for cls, defaults in FIELDS.items() for name in defaults]
@@ -76,8 +84,10 @@ SIZES = {
     "max_buffered": 1,
     "max_request_head": 64,
     "max_redirects": 0,
+    "streams_per_connection": 1,
     "max_response_head": 64,
     "max_connections": 1,
+    "accept_limit": 1,
 }
 DEADLINES = {
     "handshake_timeout",
@@ -90,7 +100,16 @@ DEADLINES = {
     "write_timeout",
 }
 FLAGS = {"check_utf8", "no_delay", "recovery", "require_subprotocol", "keep_request"}
-OPTIONAL = {"park_after", "ping_interval", "ping_timeout", "read_timeout", "message_timeout", "write_timeout", "max_connections"}
+OPTIONAL = {
+    "park_after",
+    "ping_interval",
+    "ping_timeout",
+    "read_timeout",
+    "message_timeout",
+    "write_timeout",
+    "max_connections",
+    "accept_limit",
+}
 
 
 def with_fields(names: Sequence[str] | set[str] | dict[str, int]) -> list[tuple[OptionsClass, str]]:

@@ -33,7 +33,8 @@ from gws_gevent.urls import WebSocketUrl, parse_url
         ("wss://bücher.example/ü?ß", "wss", "xn--bcher-kva.example", 443, "/%C3%BC?%C3%9F", "xn--bcher-kva.example"),
         ("ws://h/%C3%BC%zz", "ws", "h", 80, "/%C3%BC%zz", "h"),
         ("ws+kcp://h:5/x", "ws+kcp", "h", 5, "/x", "h:5"),
-        ("ws+quic://h/", "ws+quic", "h", 80, "/", "h"),
+        ("ws+quic://h/", "ws+quic", "h", 443, "/", "h"),
+        ("ws+h3://h/", "ws+h3", "h", 443, "/", "h"),
         ("wss+h3://h/x", "wss+h3", "h", 443, "/x", "h"),
     ],
 )
@@ -41,7 +42,7 @@ def test_host_and_port(url: str, scheme: str, host: str, port: int, target: str,
     found = parse_url(url)
     assert found == WebSocketUrl(scheme, host, port, "", target)
     assert found.host_header == host_header
-    assert found.secure is scheme.startswith("wss")
+    assert found.secure is (scheme.startswith("wss") or scheme in ("ws+quic", "ws+h3"))
     assert found.authorization is None
 
 

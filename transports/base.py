@@ -85,7 +85,8 @@ class Stream(ABC):
         """Facts by name; None where a name does not apply.
 
         "scheme" of the endpoint; "peername" and "sockname" as the socket module gives them; "tls" the SSLObject;
-        "socket" a gevent socket on the same descriptor, which the stream keeps owning; "carrier" the stream below a TLS stream.
+        "socket" a gevent socket on the same descriptor, which the stream keeps owning; "carrier" the stream below a TLS stream;
+        "bytes" (received, sent) on the wire since `count_bytes()`, where the stream, or its carrier, has that and was asked.
         """
 
 
@@ -174,6 +175,9 @@ class Listener(ABC):
     @abstractmethod
     def stop_accepting(self) -> None:
         """Accept no more. Streams that exist go on. Idempotent."""
+
+    def start_accepting(self) -> None:
+        """Accept again after `stop_accepting`; a no-op in transports that never stop for a while."""
 
     @abstractmethod
     def close(self) -> None:
@@ -355,6 +359,8 @@ class DialSettings:
     """Name for SNI and certificate checks. None: the endpoint's host."""
     tunnel: Dialer | None = None
     """Opens the TCP connection below TLS, a SocketStream, by another way than straight to the endpoint. None: straight."""
+    streams_per_connection: int = 100
+    """Streams that may share a connection, where a connection can carry several (quic)."""
 
 
 class Transport(Protocol):

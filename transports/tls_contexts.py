@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.base import TlsFiles
 
-__all__ = ["client_context", "may_switch", "server_context"]
+__all__ = ["client_context", "look_up", "may_switch", "normalise", "server_context"]
+
+T = TypeVar("T")
 
 #: RFC 6455 runs on HTTP/1.1: a peer that could also speak HTTP/2 is told so.
 ALPN: Final = ["http/1.1"]
@@ -37,7 +39,7 @@ def server_context(files: TlsFiles, sni: Mapping[str, TlsFiles] | None = None) -
             raise TransportError(f"{files.client_ca}: cannot be used as authority for clients ({_reason(error)})") from error
         context.verify_mode = ssl.CERT_REQUIRED
     if sni:
-        by_name = {_normalise(name): _with_certificate(_without_client_ca(name, more)) for name, more in sni.items()}
+        by_name = {normalise(name): _with_certificate(_without_client_ca(name, more)) for name, more in sni.items()}
 
         context.sni_callback = _Choose(by_name)
     # One ticket of TLS 1.3 and not two: each costs a tenth of a handshake, and a WebSocket client mostly has one connection.
@@ -82,7 +84,7 @@ class _Choose:
         self._by_name = by_name
 
     def __call__(self, stream: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-        chosen = _look_up(self._by_name, name)
+        chosen = look_up(self._by_name, name)
         if chosen is not None:
             stream.context = chosen
 
@@ -131,7 +133,8 @@ def _without_client_ca(name: str, files: TlsFiles) -> TlsFiles:
     return files
 
 
-def _normalise(name: str) -> str:
+def normalise(name: str) -> str:
+    """Return the name of a certificate in ASCII and lower case, with a "*." in front as it was; a TransportError if it is none."""
     stem = name.removeprefix("*.")
     try:
         return name[: len(name) - len(stem)] + stem.encode("idna").decode("ascii").lower()
@@ -139,7 +142,8 @@ def _normalise(name: str) -> str:
         raise TransportError(f"{name!r}: not a host name ({error})") from error
 
 
-def _look_up(by_name: Mapping[str, ssl.SSLContext], name: str | None) -> ssl.SSLContext | None:
+def look_up(by_name: Mapping[str, T], name: str | None) -> T | None:
+    """Return what stands under a name, or under "*." and its domain; None: nothing does."""
     if name is None:
         return None
     name = name.lower()

@@ -6,6 +6,7 @@ from .service cimport Service
 from .writer cimport Writer
 
 cdef object CONNECTING
+cdef object IDS
 cdef object OPEN
 cdef object CLOSED
 

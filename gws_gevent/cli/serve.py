@@ -1,30 +1,30 @@
 """`gws-gevent serve`: a server from the command line.
 
-Belongs here: arguments, signals, the line that tells the addresses. Does not belong here: the default handlers (demo.py),
-reading `--option` (option_texts.py), importing what the user names (loading.py).
+Belongs here: arguments, the line that tells the addresses. Does not belong here: the default handlers (demo.py), reading
+`--option` (option_texts.py), importing what the user names (loading.py), what `bridge` has as well (listening.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 
-import gevent
 import gevent.monkey
-from gevent.event import Event
 
 from gws_gevent.cli.demo import Demo
-from gws_gevent.cli.errors import UsageError, describe, positive_seconds, problem_of_scheme, writing_output
+from gws_gevent.cli.errors import UsageError, describe, positive_seconds, writing_output
+from gws_gevent.cli.listening import add_listening_arguments, check_certificates, listening_endpoint, tls_files, until_stopped
 from gws_gevent.cli.loading import load_app, load_handler
 from gws_gevent.cli.option_texts import describe_options, server_options
 from gws_gevent.exceptions import EndpointError, GwsError
 from gws_gevent.options import ServerOptions
+from gws_gevent.patching import report_early_imports
 from gws_gevent.server import Server
-from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+from gws_gevent.transports.base import Endpoint, ListenSettings
+from gws_gevent.watchdog import Watchdog
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -32,9 +32,6 @@ NAME = "serve"
 SUMMARY = "run a WebSocket server"
 
 DEFAULT_ENDPOINT = "127.0.0.1:3001"
-#: Endpoints of these schemes have no use for a certificate.
-PLAIN_SCHEMES = frozenset({"tcp", "unix"})
-LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _EPILOG = """\
 endpoints:
@@ -76,27 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ask for WebSocket, and without --handler those too",
     )
     add("--patch", action="store_true", help="call gevent.monkey.patch_all() before the app and the handler are imported")
-    add("--cert", metavar="FILE", help="certificate chain in PEM form")
-    add("--key", metavar="FILE", help="its private key in PEM form (default: in the certificate's file)")
-    add("--client-ca", metavar="FILE", help="accept only clients with a certificate that one of these authorities signed")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="set a server option, see below; may be repeated")
     add("--compress", action="store_true", help="compress messages where the client agrees (permessage-deflate)")
-    add("--log-level", choices=LEVELS, default="info", help="least level of what is logged on stderr (default info)")
-    add("--backlog", type=_backlog, default=1024, metavar="N", help="connections the system queues for accept (default 1024)")
+    add_listening_arguments(parser)
     add(
-        "--stop-timeout",
+        "--watchdog",
         type=positive_seconds,
-        default=5.0,
         metavar="SECONDS",
-        help="how long connections have for the closing handshake when the server stops (default 5)",
+        help="log, with the stack, what keeps the server from everything else for so long (default: off; it slows a little)",
     )
     parser.epilog = _EPILOG.format(options=describe_options())
-
-
-def _backlog(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,35 +90,28 @@ def run(args: argparse.Namespace) -> int:
     if args.patch:
         # Nothing of the user's has been imported yet, and what is imported of ours does not care.
         gevent.monkey.patch_all()
-    settings = ListenSettings(backlog=args.backlog, tls=_tls_files(args))
-    endpoints = [_endpoint(text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
-    _check_certificates(endpoints, settings.tls is not None)
+    settings = ListenSettings(backlog=args.backlog, tls=tls_files(args))
+    endpoints = [listening_endpoint("--bind", text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
+    check_certificates("--bind", endpoints, settings.tls is not None)
     options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server = _make_server(args, options)
-    has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
-    stopping = Event()
+    # By an app that patches too late, or before us by what the interpreter loads at its start.
+    report_early_imports()
     # Before the addresses are printed: whoever reads them may send a signal at once.
-    watchers = [gevent.signal_handler(number, stopping.set) for number in (signal.SIGINT, signal.SIGTERM)]
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None:
-        watchers.append(gevent.signal_handler(hangup, lambda: _reload(server) if has_certificates else stopping.set()))
-    try:
-        server.start(*endpoints, settings=settings)
-    except EndpointError as error:
-        raise UsageError(f"--bind {error}") from error
-    except (GwsError, OSError) as error:
-        raise UsageError(describe(error)) from error
-    try:
+    with until_stopped(server, endpoints, settings, args.stop_timeout) as stopping:
+        try:
+            server.start(*endpoints, settings=settings)
+        except EndpointError as error:
+            raise UsageError(f"--bind {error}") from error
+        except (GwsError, OSError) as error:
+            raise UsageError(describe(error)) from error
         with writing_output():
             print("serving on", *server.addresses, flush=True)
         if args.handler is None and args.wsgi is None:
             _show_the_page(server.addresses)
-        stopping.wait()
-    finally:
-        for watcher in watchers:
-            watcher.cancel()  # from here on a signal does what it does to any program
-        server.stop(args.stop_timeout)
+        with Watchdog(args.watchdog) if args.watchdog is not None else nullcontext():
+            stopping.wait()
     return 0
 
 
@@ -154,45 +133,6 @@ def hint_at(argument: str) -> str:
     except GwsError:
         return ""
     return f"; did you mean --bind {endpoint}?"
-
-
-def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
-    if args.cert is not None:
-        return TlsFiles(args.cert, args.key, args.client_ca)
-    for flag, value in (("--key", args.key), ("--client-ca", args.client_ca)):
-        if value is not None:
-            raise UsageError(f"{flag}: needs --cert")
-    return None
-
-
-def _endpoint(text: str, tls: bool) -> Endpoint:
-    try:
-        endpoint = Endpoint.parse(text)
-    except GwsError as error:
-        raise UsageError(f"--bind {error}") from error
-    problem = problem_of_scheme(endpoint.scheme)
-    if problem is not None:
-        raise UsageError(f"--bind {text}: {problem}")
-    bare = endpoint.scheme == "tcp" and "://" not in text.partition("?")[0]
-    return replace(endpoint, scheme="tls") if bare and tls else endpoint
-
-
-def _check_certificates(endpoints: Sequence[Endpoint], tls: bool) -> None:
-    if tls and all(endpoint.scheme in PLAIN_SCHEMES for endpoint in endpoints):
-        raise UsageError(f"--cert: no endpoint uses TLS: {' '.join(map(str, endpoints))}")
-    for endpoint in endpoints:
-        if endpoint.scheme == "tls" and not tls and "cert" not in endpoint.params:
-            raise UsageError(f"--bind {endpoint}: needs --cert, or ?cert=FILE&key=FILE behind the port")
-
-
-def _reload(server: Server) -> None:
-    log = logging.getLogger("gws_gevent")
-    try:
-        server.reload()
-    except GwsError as error:
-        log.error("certificates were not reloaded: %s", describe(error))
-    else:
-        log.info("certificates reloaded")
 
 
 def _make_server(args: argparse.Namespace, options: ServerOptions) -> Server:

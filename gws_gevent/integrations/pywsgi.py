@@ -109,6 +109,10 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def after_takeover(self, takeover: Takeover) -> None:
         """The app has returned and the connection was taken. What is left to do follows: the 101 and the read loop, or the end."""
 
+    def application_failed(self, takeover: Takeover, error: Exception) -> None:
+        """The app has failed after the connection was taken: nothing of that is answered. Override it to do more than log it."""
+        log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
+
     # One request
 
     def handle(self) -> None:
@@ -230,7 +234,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         except Exception as error:
             if takeover.by is None:
                 raise
-            log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
+            self.application_failed(takeover, error)
         if takeover.by is not None:
             self._connection_was_taken(takeover)
         elif self.code == 101 or takeover.refused:
