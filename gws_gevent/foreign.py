@@ -12,6 +12,7 @@ import io
 import os
 import socket as _socket
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -115,7 +116,8 @@ class ForeignTakeover(Takeover):
         if start_response is None:
             self.by = "a refusal"
             stream = self.carrier.stream  # type: ignore[attr-defined]
-            stream.send_all(refusal_response(refusal))
+            with suppress(TransportError):  # the peer may have left
+                stream.send_all(refusal_response(refusal))
             stream.close()
             return Answer()
         return Takeover.refuse(self, refusal, start_response)

@@ -79,6 +79,7 @@ class HttpFront:
             conn.stream.close()
             return None
         finally:
+            service.head_is_here(conn)
             visit.forget()
 
     def _route(self, visit: Visit) -> EventHandler | None:
@@ -213,6 +214,8 @@ class Visit:
         self._head = self.behind = b""
         handler.time_start, handler.time_finish = time.time(), 0
         result = handler.handle_one_request()
+        # Also where the handler gave the head up in its middle.
+        self.service.head_is_here(self.conn)
         accepted = handler.takeover.accepted if handler.takeover is not None else None
         if accepted is None and (result is not True or self.service.stopping):
             self._end(handler, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -71,6 +72,65 @@ def test_an_app_is_served_beside_a_handler(tmp_path: Path, patch: bool) -> None:
         # The access log goes where all else that is logged goes.
         assert '"GET /?q HTTP/1.1" 200' in server.output()
         assert "Warning" not in server.output()
+
+
+DJANGO = """
+import django
+from django.conf import settings
+from django.http import HttpResponse
+from django.urls import path
+from gws_gevent import EventHandler, Upgrader
+
+class Shout(EventHandler):
+    def on_message(self, conn, message):
+        conn.send(message.data.upper())
+
+upgrader = Upgrader(Shout())
+
+def ws(request):
+    upgrader.upgrade(request.environ)
+    return HttpResponse()
+
+urlpatterns = [path("", lambda request: HttpResponse("a page")), path("ws", ws)]
+middleware = ["django.middleware.gzip.GZipMiddleware", "django.middleware.common.CommonMiddleware"]
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x", MIDDLEWARE=middleware)
+django.setup()
+from django.core.wsgi import get_wsgi_application
+app = get_wsgi_application()
+"""
+
+BOTTLE = """
+from bottle import Bottle, request
+from gws_gevent import EventHandler, Upgrader
+
+class Shout(EventHandler):
+    def on_message(self, conn, message):
+        conn.send(message.data.upper())
+
+upgrader = Upgrader(Shout())
+app = Bottle()
+app.route("/", callback=lambda: "a page")
+app.route("/ws", callback=lambda: upgrader.upgrade(request.environ))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "source"), [("django", DJANGO), ("bottle", BOTTLE)])
+def test_views_of_other_frameworks(tmp_path: Path, framework: str, source: str) -> None:
+    require_module(framework)
+    (tmp_path / "site4.py").write_text(source)
+    with run_server_process([*SERVE, "--wsgi", "site4:app", "--patch"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) as server:
+        url = server.address.replace("tcp:", "http:")
+        with urllib.request.urlopen(f"{url}/", timeout=10) as answer:
+            assert answer.read() == b"a page"
+        with connect(f"{url.replace('http:', 'ws:')}/ws") as conn:
+            conn.send("hi")
+            assert conn.receive(timeout=5) == "HI"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{url}/ws", timeout=10)
+        assert refused.value.code == 426
+        refused.value.close()
+        assert "Traceback" not in server.output()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import socket
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from gws_gevent import (
     HandshakeRefused,
     Opcode,
     PermessageDeflate,
+    Refusal,
     Server,
     ServerOptions,
     Upgrader,
@@ -457,3 +459,69 @@ def test_wrong_arguments_are_told() -> None:
         Upgrader().upgrade({})
     with pytest.raises(ValueError, match="park_after"):
         Upgrader(options=ServerOptions(park_after=1)).accept({})
+
+
+def test_the_server_stops_a_blocking_connection_with_1001() -> None:
+    ended: list[Any] = []
+    upgrader = Upgrader()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        conn = upgrader.accept(environ)
+        got = []
+        for message in conn:
+            got.append(message)
+            conn.send(message)
+        ended.append(got)
+        return []
+
+    with serving(None, wsgi=app, wsgi_settings=QUIET) as server:
+        conn = connect(url_of(server))
+        conn.send("hi")
+        assert conn.receive(timeout=5) == "hi"
+        reading = gevent.spawn(list, conn)
+        server.stop(5)
+        reading.get(timeout=5)
+    assert conn.close_info is not None
+    assert conn.close_info.received == Close(CloseCode.GOING_AWAY, "")
+    assert ended == [["hi"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"), [(True, 101), (False, 401), (None, 401), (Refusal(402), 402), (ValueError("no"), 500), ("me", 500)]
+)
+def test_authorize_decides_in_the_app_too(answer: Any, status: int) -> None:
+    seen: list[Any] = []
+
+    def authorize(request: Any, session: Any) -> Any:
+        seen.append((request.path, dict(session)))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    upgrader = Upgrader(EchoHandler(), ServerOptions(authorize=authorize))
+
+    def app(environ: Any, start_response: Any) -> Any:
+        return upgrader.upgrade(environ, session={"user": "me"})
+
+    with serving(None, wsgi=app, wsgi_settings=QUIET) as server:
+        head = ask(server, UPGRADE).partition(b"\r\n")[0]
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert seen == [("/ws", {"user": "me"})]
+
+
+def test_requests_and_upgrades_are_logged() -> None:
+    log = io.StringIO()
+    settings = WsgiSettings(log=log, error_log=log, environ={"SERVER_NAME": "mine", "mine.key": 1})
+    names: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        names.append((environ["SERVER_NAME"], environ["mine.key"], environ["wsgi.errors"] is log))
+        return upgrading(Upgrader(EchoHandler()))(environ, start_response)
+
+    with serving(None, wsgi=app, wsgi_settings=settings) as server:
+        ask(server, b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n")
+        connect(url_of(server, "/ws")).close()
+        ask(server, UPGRADE.replace(b"13\r\n", b"7\r\n"))
+    statuses = [line.split('"')[2].split()[0] for line in log.getvalue().splitlines()]
+    assert statuses == ["200", "101", "426"]
+    assert names == [("mine", 1, True)] * 3

@@ -38,6 +38,9 @@ from tests.support import ROOT, require_module, run_server_process, wait_until
 
 QUIET = WsgiSettings(log=None, error_log=None)
 
+#: A page that no buffer takes at once.
+LARGE = bytes(range(256)) * 20_000
+
 upgrader = Upgrader(EchoHandler())
 
 
@@ -57,7 +60,7 @@ def app(environ: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"nobody reads this"]
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"a page"]
+    return [LARGE if path == "/large" else b"a page"]
 
 
 def lazy(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
@@ -166,6 +169,17 @@ def test_on_tls_and_unix_streams(certificates: tuple[str, trustme.CA], tmp_path:
         for path in PATHS:
             talk(url_of(server, path), ssl_context=trusting(authority))
             talk(url_of(server, path, 1))
+        with gevent.socket.create_connection(("127.0.0.1", int(port)), timeout=10) as plain:
+            context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            authority.configure_trust(context)
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+                for _ in range(2):
+                    sock.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+                    found = b""
+                    while not found.endswith(LARGE):
+                        found += sock.recv(1_000_000)
+                    assert found.startswith(b"HTTP/1.1 200 OK\r\n")
+        del seen[len(PATHS) * 2 :]
     assert [facts[0] for facts in seen] == ["https", "http"] * len(PATHS)
     assert seen[0][1:] == ["127.0.0.1", "localhost", port]
     assert seen[1][1:] == [None, "", ""]

@@ -234,6 +234,16 @@ def test_a_head_that_does_not_come_is_answered_408(begin: bytes) -> None:
     assert "/never" not in site.asked
 
 
+def test_a_head_that_is_given_up_is_awaited_no_more() -> None:
+    with serving(None, wsgi=Site(), wsgi_settings=QUIET) as server:
+        for request in (b"GET\r\n\r\n", b"GET / HTTP/1.1\nHost: x\nX: " + b"y" * 70_000, b"GET / HTTP/1.1\nHost"):
+            ask(port_of(server), request + b"\n" * 3)
+            wait_until(lambda: not server.connections)
+        assert server._service is not None
+        assert server._service._awaited == set()
+        assert server._service._idle == {}
+
+
 def test_a_head_without_end_is_refused() -> None:
     site = Site()
     with serving(None, ServerOptions(max_request_head=1000), wsgi=site, wsgi_settings=QUIET) as server:
