@@ -14,6 +14,7 @@ from tests.support import require_tool, run_program
 
 pytestmark = pytest.mark.slow
 
+ENGINE = "/socket.io/?EIO=4&transport=websocket"
 SOCKS = ("flask_sock", "sock", "socketio")
 #: Server, and parts of the app.
 STACKS = {
@@ -47,4 +48,21 @@ def test_all_in_one_app(stack: str) -> None:
             assert finished.status == 0, finished.errors + app.log()
             assert json.loads(finished.output)["transports"] == transports.split(",")
         assert get(app.port, "/")[1] == "a page"
+        assert "Traceback" not in app.log()
+
+
+@pytest.mark.parametrize("server", ["ours", "gunicorn"])
+def test_everybody_is_told_when_the_server_stops(server: str) -> None:
+    with serving_app(server, *SOCKS, "install") as app:
+        conns = [connect(app.url(target), options=ClientOptions(ping_interval=None)) for target in ("/echo", "/ours/echo", ENGINE)]
+        for conn in conns:
+            if conn is not conns[-1]:
+                conn.send("hello")
+            conn.receive(timeout=5)
+        app.server.process.terminate()
+        for conn in conns:
+            assert list(conn) == []
+            assert conn.close_info is not None
+            assert (conn.close_info.code, conn.close_info.clean) == (1001, True)
+        assert app.server.wait(10) == 0
         assert "Traceback" not in app.log()
