@@ -3,10 +3,12 @@
 # PYTHON  the interpreter the environment is made from (3.11 or newer)
 # VENV    where the environment lives; one for each interpreter if you use several
 # ARGS    more arguments for `serve`, `test` (pytest) or `bench`
+# WORKERS processes that share the test modules; 0: none but pytest's own, as a debugger wants it
 
 PYTHON = python3
 VENV = .venv
 ARGS =
+WORKERS = 3
 RUN = $(VENV)/bin/python
 PIP_INSTALL = PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e
 
@@ -18,7 +20,7 @@ serve: $(VENV)/.installed
 	$(RUN) -m gws_gevent serve $(ARGS)
 
 test: $(VENV)/.built
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

@@ -31,7 +31,7 @@ class Settings:
         connections: numbers of idle connections at which memory is looked at.
         settle: seconds that they have been idle by then.
         keepalive: seconds after which a round of keepalive is over, and `keepalive_options` of the server with which that is so.
-        tls_connections, broadcast_connections, memory_connections: of those parts.
+        tls_connections, wsgi_connections, broadcast_connections, memory_connections: of those parts.
         broadcasts: of one message, in a round.
         at_once: handshakes under way.
     """
@@ -44,6 +44,7 @@ class Settings:
     keepalive: float = 35.0
     keepalive_options: tuple[str, ...] = ()
     tls_connections: int = 3000
+    wsgi_connections: int = 10_000
     broadcast_connections: int = 10000
     memory_connections: int = 100_000
     broadcasts: int = 15
@@ -59,6 +60,7 @@ QUICK = Settings(
     keepalive=1.6,
     keepalive_options=("ping_interval=1",),
     tls_connections=100,
+    wsgi_connections=200,
     broadcast_connections=200,
     memory_connections=1000,
     broadcasts=3,
@@ -90,6 +92,7 @@ class Results:
         keepalive: bytes per connection after a round of keepalive.
         parked: bytes per connection that gave its greenlet back.
         tls_idle: bytes per idle TLS connection.
+        wsgi_idle: bytes per idle connection that was upgraded in a WSGI app, and of one that was not, measured beside it.
         collected: what a full collection costs, by what was collected.
         notes: what was skipped or failed.
     """
@@ -107,6 +110,7 @@ class Results:
     keepalive: dict[str, float] = field(default_factory=dict)
     parked: float | None = None
     tls_idle: dict[str, float] = field(default_factory=dict)
+    wsgi_idle: dict[str, float] = field(default_factory=dict)
     collected: dict[str, Collected] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -5,6 +5,7 @@ Belongs here: which servers each part runs, with how many connections. Does not 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -18,11 +19,18 @@ from benchmarks.processes import HERE, BenchmarkError, Server, free_port, runnin
 from gws_gevent.cli.errors import UsageError
 from gws_gevent.cli.option_texts import server_options
 
-__all__ = ["BARE", "PARTS", "UNIX"]
+__all__ = ["BARE", "IN_APPS", "PARTS", "UNIX"]
 
 #: Names of servers that are no library's.
 UNIX = "gws_gevent, Unix socket"
 BARE = "a bare SSLObject"
+#: The same for upgrades in a WSGI app, by the argument of the server.
+IN_APPS = {
+    "wsgi": "gws_gevent, upgraded in a WSGI app",
+    "flask": "gws_gevent, upgraded in Flask",
+    "blocking": "gws_gevent, accept() in a WSGI app",
+    "stock": "gws_gevent's handler in gevent's WSGIServer",
+}
 
 #: Whose idle memory is not measured: the plain build, which is for where there is no compiler.
 NOT_IDLE = (PLAIN,)
@@ -93,6 +101,24 @@ def _tls_idle(bench: Bench) -> None:
             bench.results.tls_idle[server.name] = found.bytes_per_connection
 
 
+def _wsgi_idle(bench: Bench) -> None:
+    """A direct connection first: the targets are ratios, and both are measured in one run."""
+    count, settle = bench.settings.wsgi_connections, bench.settings.settle
+    servers = [server_of(bench.library(OURS))]
+    for kind, name in IN_APPS.items():
+        if kind == "flask" and importlib.util.find_spec("flask") is None:
+            bench.results.notes.append("Upgrades in Flask were not measured: it is not installed.")
+            continue
+        port = free_port()
+        program = (sys.executable, str(HERE / "servers" / "wsgi_gws_gevent.py"), str(port), kind)
+        servers.append(Server(name, f"127.0.0.1:{port}", program, "/echo"))
+    for server in servers:
+        bench.progress.step(f"{server.name}: memory")
+        found = _measure(bench, server, count, settle)
+        if found is not None:
+            bench.results.wsgi_idle[server.name] = found.bytes_per_connection
+
+
 def _measure(bench: Bench, server: Server, connections: int, settle: float) -> Idle | None:
     try:
         return measure(server, [connections], settle, step=bench.progress.show)
@@ -141,5 +167,6 @@ PARTS = [
     Part("idle", 330, lambda bench: len(bench.libraries), _idle),
     Part("parked", 20, lambda bench: 1, _parked),
     Part("tls-idle", 60, lambda bench: len(bench.having("tls")) + 1, _tls_idle),
+    Part("wsgi-idle", 120, lambda bench: len(IN_APPS) + 1, _wsgi_idle),
     Part("collector", 60, lambda bench: 2, _collector),
 ]

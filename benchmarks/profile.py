@@ -39,11 +39,12 @@ PATIENCE = 60.0
 
 #: Stages by "module.function" of the compiled modules; the first that matches counts.
 STAGES = [
-    ("write", r"_fdio\..*(send|write|flush)|_masking\.append_frame|protocol\..*append_frame|(writer|outgoing)\."),
+    ("write", r"_fdio\..*(send|write|flush)|_masking\.append_frame|protocol\..*append_frame"),
+    ("write", r"(writer|frame_output|message_queue|outgoing)\."),
     ("read", r"_fdio\..*(recv|receive)"),
     ("wait", r"_fdio\.|(timers|deadlines|service)\."),
     ("parse", r"(_frame_parser|_masking)\."),
-    ("assemble", r"(message|partial_message|protocol|incoming)\."),
+    ("assemble", r"(message|partial_message|protocol|reading|incoming)\."),
     ("read loop", r"."),
 ]
 PYTHON, WAIT, ELSEWHERE = "Python code", "wait", "elsewhere"
@@ -51,7 +52,8 @@ ORDER = ["read", "parse", "assemble", "read loop", PYTHON, "write", WAIT, ELSEWH
 #: A line of the source and what it cost; other lines are "name: value".
 _COST = re.compile(r"[-+*\d]\S* \d+")
 #: Cython's name of a function: its kind, the packages, the module and the function, each with its length before it.
-_COMPILED = re.compile(r"_compiled_\d+(?P<module>" + "|".join(BUILT_TWICE) + r")_+\d*(?P<function>\w+)")
+_LONGEST_FIRST = sorted(BUILT_TWICE, key=len, reverse=True)
+_COMPILED = re.compile(r"_compiled_\d+(?P<module>" + "|".join(_LONGEST_FIRST) + r")_+\d*(?P<function>\w+)")
 _SWITCHING = re.compile(r"g_switch|slp_switch|^ev_|^gevent_|_6gevent_|epoll")
 
 

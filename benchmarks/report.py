@@ -61,6 +61,7 @@ def tables(results: Results) -> list[Table]:
         _times_ours(results, f"Throughput over TLS of {OURS} divided by that of another", results.tls_rates, tls_shapes),
         _idle(results),
         _each(results, "Memory per idle TLS connection", "bytes", results.tls_idle),
+        _each(results, "Memory per idle connection that was upgraded in a WSGI app", "bytes", results.wsgi_idle),
         _in_rounds(results, "Handshakes per second", "handshakes", results.handshakes),
         _in_rounds(results, "Broadcast", "microseconds until it has reached all", results.broadcasts),
         _fairness(results),

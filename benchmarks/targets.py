@@ -12,7 +12,7 @@ from typing import NamedTuple
 from benchmarks.bench import Results
 from benchmarks.compare import Shape, ratio, ratio_of
 from benchmarks.libraries import FLOOR, GO, OURS, PLAIN
-from benchmarks.memory import BARE, UNIX
+from benchmarks.memory import BARE, IN_APPS, UNIX
 
 __all__ = ["TARGETS", "Bound", "Target", "linearity"]
 
@@ -88,6 +88,10 @@ def _above_bare(results: Results) -> float:
     return results.tls_idle.get(OURS, math.nan) - results.tls_idle.get(BARE, math.nan)
 
 
+def _upgraded_in(kind: str) -> Callable[[Results], float]:
+    return lambda results: results.wsgi_idle.get(IN_APPS[kind], math.nan) / results.wsgi_idle.get(OURS, math.nan)
+
+
 # Time
 
 
@@ -144,6 +148,8 @@ TARGETS = [
     _at_most(1.05, "growth: a connection beyond 5,000, divided by one between 1,000 and 5,000", "{:.2f}", _linearity_of_ours),
     _at_most(700, "idle connection that gave its greenlet back", "{:,.0f} bytes", _parked),
     _at_most(2300, "idle TLS connection, above a bare SSLObject", "{:,.0f} bytes", _above_bare),
+    _at_most(1.05, "idle connection that was upgraded in a WSGI app", "{:.2f} x a direct one", _upgraded_in("wsgi")),
+    _at_most(1.05, "idle connection that was upgraded in Flask", "{:.2f} x a direct one", _upgraded_in("flask")),
     *_throughput_of("1,64,1", 0.95),
     *_throughput_of("100,64,1", 0.80, 1.15, 1.05),
     *_throughput_of("100,1024,1", 0.80, 1.15, 1.05),

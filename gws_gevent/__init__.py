@@ -6,6 +6,7 @@ Importing this package patches nothing, and is safe before or after `gevent.monk
 from typing import TYPE_CHECKING
 
 from gws_gevent._accel import ACCELERATED, build_of
+from gws_gevent.bridge import Bridge
 from gws_gevent.broadcast import Broadcaster, PreparedMessage
 from gws_gevent.client import Client, connect
 from gws_gevent.concurrent_map import ConcurrentMap
@@ -28,7 +29,8 @@ from gws_gevent.exceptions import (
 from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.handshake import Headers, Request, Response
-from gws_gevent.options import ClientOptions, PermessageDeflate, ServerOptions
+from gws_gevent.options import BridgeOptions, ClientOptions, PermessageDeflate, ServerOptions, WsgiSettings
+from gws_gevent.raw_bridge import RawBridge
 from gws_gevent.reconnect import Reconnect
 from gws_gevent.rooms import Rooms
 from gws_gevent.server import Server, serve
@@ -45,6 +47,8 @@ else:
 
 __all__ = [
     "ACCELERATED",
+    "Bridge",
+    "BridgeOptions",
     "Broadcaster",
     "Client",
     "ClientOptions",
@@ -70,6 +74,7 @@ __all__ = [
     "PreparedMessage",
     "ProtocolError",
     "ProxyError",
+    "RawBridge",
     "Reconnect",
     "ReconnectFailed",
     "Refusal",
@@ -85,6 +90,7 @@ __all__ = [
     "TransportError",
     "Upgrader",
     "WriteQueueFull",
+    "WsgiSettings",
     "__version__",
     "client_context",
     "connect",

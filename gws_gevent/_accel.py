@@ -20,12 +20,13 @@ __all__ = ["ACCELERATED", "build_of"]
 
 #: The modules that are built twice. All or none of them are used compiled.
 BUILT_TWICE: Final = (
-    "_masking", "_frame_parser", "message", "partial_message", "protocol",
-    "_fdio", "_tls_stream", "timers", "writer", "service", "outgoing", "deadlines", "incoming", "connection",
+    "_masking", "_frame_parser", "message", "partial_message", "protocol_rules", "protocol",
+    "_fdio", "_tls_engine", "_tls_stream", "timers", "writer", "service", "payloads", "frame_output", "message_queue", "outgoing",
+    "deadlines", "reading", "incoming", "connection",
 )  # fmt: skip
 
 #: Those of them that import nothing above layer 2.
-LEAVES: Final = BUILT_TWICE[:5]
+LEAVES: Final = BUILT_TWICE[:6]
 
 
 def _compiled_is_usable() -> bool:

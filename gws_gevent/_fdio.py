@@ -62,8 +62,8 @@ class SocketStream(PollableStream):
     """
 
     __slots__ = (
-        "_borrowed", "_closed", "_drained", "_hub", "_notify_watcher", "_on_readable", "_peer", "_pid", "_read_watcher", "_reader",
-        "_socket", "_write_watcher", "_writer",
+        "_borrowed", "_closed", "_counts", "_drained", "_hub", "_notify_watcher", "_on_readable", "_peer", "_pid", "_read_watcher",
+        "_reader", "_socket", "_write_watcher", "_writer",
     )  # fmt: skip
 
     def __init__(self, descriptor: int, family: int) -> None:
@@ -79,6 +79,7 @@ class SocketStream(PollableStream):
         self._write_watcher: Any = None
         self._notify_watcher: Any = None
         self._borrowed: BorrowedSocket | None = None
+        self._counts: list[int] | None = None
         self._drained = False
         self._closed = False
 
@@ -117,13 +118,15 @@ class SocketStream(PollableStream):
         # After a short read the socket is usually empty: waiting is cheaper than a call that fails. The watchers are
         # level-triggered, so an end of stream that came with the data is not missed.
         self._drained = 0 < received < len(buffer)
+        if self._counts is not None:
+            self._counts[0] += received
         return received
 
     def try_send(self, data: type_of_data) -> int:
         if self._closed:
             raise StreamClosed("send: the stream is closed")
         try:
-            return self._socket.send(data)
+            return self._counted(self._socket.send(data))
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -145,11 +148,16 @@ class SocketStream(PollableStream):
         if self._closed:
             raise StreamClosed("send: the stream is closed")
         try:
-            return self._socket.sendmsg(parts[:_MAX_PARTS])
+            return self._counted(self._socket.sendmsg(parts[:_MAX_PARTS]))
         except BlockingIOError:
             return 0
         except OSError as error:
             raise as_transport_error(error, "send") from error
+
+    def _counted(self, sent: int) -> int:
+        if self._counts is not None:
+            self._counts[1] += sent
+        return sent
 
     def send_all(self, data: type_of_data) -> None:
         if self._writer is not None:
@@ -200,9 +208,16 @@ class SocketStream(PollableStream):
             pass
         self._leave()
 
+    def count_bytes(self) -> None:
+        """Begin to count what is received and sent: `info("bytes")`, also once closed. Idempotent."""
+        if self._counts is None:
+            self._counts = [0, 0]
+
     def info(self, key: str) -> Any:
         if key == "scheme":
             return "tcp" if self._socket.family in (_socket.AF_INET, _socket.AF_INET6) else "unix"
+        if key == "bytes":
+            return tuple(self._counts) if self._counts is not None else None
         if self._closed or key not in ("peername", "sockname", "socket"):
             return None
         if key == "socket":

@@ -55,17 +55,24 @@ class PreparedMessage:
     Args:
         opcode: Opcode.TEXT or Opcode.BINARY.
         data: `str` for TEXT, bytes for BINARY.
+        compress: as for `conn.write_message`; a connection that has not negotiated compression gets it as it is.
 
     Attributes:
         payload: what a receiver gets, as bytes.
         frame: the whole frame as a server sends it, not compressed.
+
+    Raises:
+        ValueError, TypeError: data that doesn't fit the opcode.
     """
 
-    __slots__ = ("_compressed", "frame", "opcode", "payload")
+    __slots__ = ("_compressed", "compress", "frame", "opcode", "payload")
 
-    def __init__(self, opcode: int, data: str | bytes) -> None:
+    def __init__(self, opcode: int, data: str | bytes | bytearray | memoryview, compress: bool | None = None) -> None:
+        if not isinstance(data, str | bytes | bytearray | memoryview):
+            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
         if opcode not in (Opcode.TEXT, Opcode.BINARY) or isinstance(data, str) != (opcode == Opcode.TEXT):
             raise ValueError("a message is TEXT with a str or BINARY with bytes")
+        self.compress = compress
         self.opcode = Opcode(opcode)
         self.payload = data.encode() if isinstance(data, str) else bytes(data)
         self.frame = frame_header(0x80 | opcode, len(self.payload)) + self.payload
@@ -78,11 +85,11 @@ class PreparedMessage:
         Args:
             deflate: of that connection. If it keeps a context, it forgets it: the peer has seen what is not in there.
         """
-        if deflate is None or not deflate.is_wanted(len(self.payload), None):
+        if deflate is None or not deflate.is_wanted(len(self.payload), self.compress):
             return self.frame
         frame = self._compressed.get(deflate.variant)
         if frame is None:
-            data = deflate.compress_alone(self.payload)
+            data = deflate.compress_alone(self.payload, self.compress is True)
             frame = self.frame if data is None else frame_header(0x80 | COMPRESSED | self.opcode, len(data)) + data
             self._compressed[deflate.variant] = frame
         if deflate.keeps_context and frame is not self.frame:
@@ -96,20 +103,19 @@ class Broadcaster:
     Connections of clients are the exception: each masks its frame with a key of its own (RFC 6455 section 5.3).
 
     Args:
-        opcode: Opcode.TEXT or Opcode.BINARY.
-        data: `str` for TEXT, bytes for BINARY.
+        opcode, data, compress: as of a PreparedMessage.
 
     Attributes:
         message: the PreparedMessage.
 
     Raises:
-        ValueError: data that doesn't fit the opcode.
+        ValueError, TypeError: data that doesn't fit the opcode.
     """
 
     __slots__ = ("message",)
 
-    def __init__(self, opcode: int, data: str | bytes) -> None:
-        self.message = PreparedMessage(opcode, data)
+    def __init__(self, opcode: int, data: str | bytes | bytearray | memoryview, compress: bool | None = None) -> None:
+        self.message = PreparedMessage(opcode, data, compress)
 
     def broadcast(self, conns: Iterable[Connection], callback: ConnectionCallback | None = None) -> dict[Connection, Exception]:
         """Queue the message for each connection, as `write_async` does; no connection waits for another one.
@@ -127,7 +133,10 @@ class Broadcaster:
 
         Returns:
             the connections that did not take the message, each with its error: ConnectionClosed (also where `"close"` has just
-            closed it), WriteQueueFull, MessageTooLarge.
+            closed it), WriteQueueFull, MessageTooLarge. What is no connection is there with a TypeError, and no callback.
+
+        Raises:
+            TypeError: a callback that is none.
         """
         run = Run(self.message, callback)
         run.write_to(conns)
@@ -145,6 +154,8 @@ class Run:
     __slots__ = ("_callback", "_message", "_sent", "_slow", "failed")
 
     def __init__(self, message: PreparedMessage, callback: ConnectionCallback | None) -> None:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: must be callable or None, not {callback!r}")
         self._message = message
         self._callback = callback
         self._sent: deque[Connection] = deque()
@@ -190,6 +201,9 @@ class Run:
             self._failed(conn, WriteQueueFull(f"{conn.buffered_amount} bytes are unsent"))
 
     def _failed(self, conn: Connection, error: Exception) -> None:
+        if not hasattr(conn, "queue_prepared"):
+            self.failed[conn] = TypeError(f"a broadcast goes to connections, not {conn!r}")
+            return
         # It may stand in the iterable twice: the first error is the one that counts.
         self.failed.setdefault(conn, error)
         if self._callback is not None:

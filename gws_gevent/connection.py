@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, MutableMapping
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
 
+from gws_gevent.closing import next_state
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, CloseInfo, State, Step
 from gws_gevent.handler import FunctionHandler
 
 from ._fdio import borrow_data_stack, lend_data_stack
 from .incoming import Incoming
-from .protocol import next_state
+from .protocol import Protocol
 from .service import Service
 from .writer import Writer
 
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptor", "Connection"]
 
+#: Counts connections; threads may share it.
+IDS: Final = count(1)
+CONNECTING: Final = State.CONNECTING
 OPEN: Final = State.OPEN
 CLOSED: Final = State.CLOSED
 
@@ -44,7 +49,7 @@ class Connection(Incoming):
     """One WebSocket connection, on either side. Servers and `connect` make them.
 
     Attributes:
-        id: a number no other connection of the same server has.
+        id: a number that no other connection of this process has had.
         stream: the transport's stream.
         subprotocol: what the opening handshake chose, or None.
     """
@@ -53,7 +58,7 @@ class Connection(Incoming):
 
     def __init__(self, stream: Stream, service: Service) -> None:
         Incoming.__init__(self, stream, service)
-        self.id = service.next_id()
+        self.id = next(IDS)
         self.subprotocol: str | None = None
         self._remote: Any = None
         self._closed: Event | None = None
@@ -129,6 +134,8 @@ class Connection(Incoming):
         Raises:
             ConnectionClosed: the connection has closed already.
         """
+        if not callable(callback):
+            raise TypeError(f"callback: must be callable, not {callback!r}")
         self._service.call_when_closed(self, callback)
         # Looked at afterwards: it may close in its thread while another thread is here.
         if self.closed:
@@ -238,6 +245,17 @@ class Connection(Incoming):
         if rest:
             self._take(self._protocol.receive(rest, 0, len(rest)), self._heard)
 
+    def move_to(self, service: Service, session: MutableMapping[Any, Any] | None) -> None:
+        """Before it is open: let another service's options hold from here on.
+
+        Args:
+            session: what `session` is; None: made on first use.
+        """
+        self._service = service
+        self._protocol = Protocol(service.rules)
+        self._protocol.state = CONNECTING
+        self._session = session
+
     def attach(self, handler: EventHandler) -> None:
         """Give an opened connection the handler that its `read_loop` will serve."""
         self._handler = handler
@@ -276,6 +294,8 @@ class Connection(Incoming):
         if here is self._service.hub or self.closed:
             return
         if here is self._greenlet or (self._handler is None and not self._reading and not self._giving_way):
+            # Nobody wants what is still to come of a message in pieces: most of it need not be inflated.
+            self._protocol.skip_stream()
             while self._next() is not None:
                 pass
             if self._handler is None:
@@ -288,6 +308,10 @@ class Connection(Incoming):
     def abort(self) -> None:
         """Drop the transport and all unsent output at once, with no goodbye. Idempotent, never blocks, also in the hub."""
         self._end(True)
+
+    def is_served_by(self, somebody: Any) -> bool:
+        """Tell whether a greenlet is the one that serves this connection, or handles one of its messages."""
+        return somebody is self._greenlet or (self._pool is not None and somebody in self._pool)
 
     def kill(self) -> None:
         """Kill the connection's greenlet, without waiting: the transport is aborted and on_close is called."""

@@ -35,6 +35,12 @@ class Route:
     server_name: str | None = None
     proxy: str | bool | None = True
 
+    def __post_init__(self) -> None:
+        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
+            raise TypeError(f"ssl_context: must be an ssl.SSLContext or None, not {self.ssl_context!r}")
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            raise TypeError(f"server_name: must be a name or None, not {self.server_name!r}")
+
     def dialer_to(self, url: WebSocketUrl, options: ClientOptions) -> Dialer:
         """Return what opens a stream to the server of a URL.
 
@@ -53,7 +59,7 @@ class Route:
             tunnel=tunnel,
             streams_per_connection=options.streams_per_connection,
         )
-        return dialer(_endpoint_of(url), settings)
+        return dialer(_endpoint_of(url, options), settings)
 
     def by_way_of(self, url: WebSocketUrl) -> str:
         """Say what stands between us and the server of a URL, for a sentence that ends with it; "" for nothing."""
@@ -61,9 +67,9 @@ class Route:
         return "" if proxy is None else f" through {proxy}"
 
 
-def _endpoint_of(url: WebSocketUrl) -> Endpoint:
+def _endpoint_of(url: WebSocketUrl, options: ClientOptions) -> Endpoint:
     scheme = {"ws": "tcp", "wss": "tls"}.get(url.scheme, url.scheme.rpartition("+")[2])
-    return Endpoint(scheme, url.host, url.port, url.path)
+    return Endpoint(scheme, url.host, url.port, url.path, {name: str(value) for name, value in options.transport_params.items()})
 
 
 class Tunnel(Dialer):

@@ -34,8 +34,8 @@ from gws_gevent.options import PROTECTED_HEADERS, PermessageDeflate, ServerOptio
 
 __all__ = [
     "Acceptance", "HeadReader", "Headers", "Request", "Response", "ResponseHead", "ResponseHeadReader", "accept_key",
-    "accept_response", "http_response", "judge_response", "judge_upgrade", "make_key", "parse_extensions", "parse_request",
-    "parse_response", "refusal_response", "request_head", "upgrade_required", "wants_websocket",
+    "accept_response", "check_origin", "http_response", "judge_response", "judge_upgrade", "make_key", "parse_extensions",
+    "parse_request", "parse_response", "refusal_response", "request_head", "upgrade_required", "wants_websocket",
 ]  # fmt: skip
 
 #: Name and parameters of one extension, as offered or answered (section 9.1).
@@ -159,7 +159,7 @@ def judge_upgrade(request: Request, options: ServerOptions) -> Acceptance:
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
         raise Refusal(400, "A WebSocket handshake has one Sec-WebSocket-Key: the base64 of 16 bytes.\n")
     if options.origins is not None:
-        _check_origin(headers.get_all("origin"), options.origins)
+        check_origin(headers, options.origins)
     accept, subprotocol = accept_key(keys[0]), _choose_subprotocol(headers, options)
     if options.permessage_deflate is not None and "sec-websocket-extensions" in headers:
         offers = parse_extensions(headers.get_all("sec-websocket-extensions"))
@@ -169,8 +169,12 @@ def judge_upgrade(request: Request, options: ServerOptions) -> Acceptance:
     return Acceptance(accept, subprotocol)
 
 
-def _check_origin(found: list[str], allowed: Sequence[str | re.Pattern[str]]) -> None:
-    # Section 10.2. A client without an Origin is no browser, but a list of origins asks for one of them.
+def check_origin(headers: Headers, allowed: Sequence[str | re.Pattern[str]]) -> None:
+    """Raise a Refusal with 403 unless the Origin is one of those allowed (section 10.2).
+
+    A client without an Origin is no browser, but a list of origins asks for one of them.
+    """
+    found = headers.get_all("origin")
     if len(found) == 1:
         origin = found[0]
         if any(origin == entry if isinstance(entry, str) else entry.fullmatch(origin) for entry in allowed):
@@ -259,14 +263,21 @@ def refusal_response(refusal: Refusal, head_only: bool = False) -> bytes:
     return _encode_answer(refusal.status, body, refusal.headers, head_only, close=True)
 
 
-def http_response(response: Response, *, method: str, close: bool = True) -> bytes:
+def http_response(
+    response: Response, *, method: str, close: bool = True, more_headers: Mapping[str, str] | None = None
+) -> bytes:
     """Encode a complete response to a plain request.
 
     Args:
         method: of the request: the answer to HEAD has no body.
         close: announce that the connection is closed after it.
+        more_headers: those of the server, where the response does not set them.
     """
-    return _encode_answer(response.status, response.body, response.headers or {}, method == "HEAD", close)
+    headers = response.headers or {}
+    if more_headers:
+        given = {name.lower() for name in headers}
+        headers = {**headers, **{name: value for name, value in more_headers.items() if name.lower() not in given}}
+    return _encode_answer(response.status, response.body, headers, method == "HEAD", close)
 
 
 def _phrase(status: int) -> str:

@@ -1,8 +1,8 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
-"""The reading half of a connection: receiving, handing out, taking turns, waiting, parking.
+"""What becomes of the messages of a connection: calls of a handler, or results of `receive()`; and parking.
 
-Belongs here: how bytes become calls of a handler, or results of `receive()`. Does not belong here: what a frame means
-(protocol.py), what comes before the first message and after the last (connection.py).
+Belongs here: an event handler's loop, the other face, where an idle connection waits. Does not belong here: reading (reading.py),
+what a frame means (protocol.py), what comes before the first message and after the last (connection.py).
 
 An event handler's connection waits in one place, `_wait`, which the greenlet's first function calls: whatever else there is to do
 has returned by then. So no Python frame, and little of the C stack, stays alive in the greenlet of an idle connection.
@@ -11,48 +11,29 @@ has returned by then. So no Python frame, and little of the C stack, stays alive
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, Final
+from contextvars import copy_context
+from typing import Any, Final
 
 import gevent
 from gevent.exceptions import ConcurrentObjectUseError
 from gevent.pool import Pool
-from greenlet import GreenletExit, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from gws_gevent.exceptions import ConnectionClosed, GwsError, TransportError
 from gws_gevent.frames import CloseCode, Opcode, State
-from gws_gevent.runtime import YIELD
+from gws_gevent.handler import FunctionHandler
 from gws_gevent.streamed import MessageStream
-from gws_gevent.transports.base import PollableStream
 
-from ._fdio import SocketStream, monotonic
-from .deadlines import Deadlines
+from ._fdio import monotonic
 from .message import Message
-from .service import Service
-from .writer import Writer
-
-if TYPE_CHECKING:
-    from gws_gevent.handler import EventHandler
-    from gws_gevent.http_head import Request
-    from gws_gevent.transports.base import Stream
+from .reading import Reading
 
 __all__ = ["Incoming"]
-
-#: Seconds that connections may keep the loop without waiting, while others have input.
-TURN: Final = 0.0002
-#: Seconds from which a blocking read is known to have waited. Shorter ones count as work: at worst that gives way too often.
-WAITED: Final = 0.00005
-#: Messages handled between two looks at the clock, less one: the low bits of their number that are all set then.
-LOOK_UP: Final = 15
 
 #: Bytes of one message in pieces, unless `receive_stream` is told otherwise.
 MAX_STREAMED: Final = 1024 * 1024 * 1024
 #: What stands for no bound.
 NO_BOUND: Final = 2**63 - 1
-
-#: What `_receive` says besides a count of bytes.
-WOULD_BLOCK: Final = -1
-FAILED: Final = -2
 
 OPEN: Final = State.OPEN
 TEXT: Final = Opcode.TEXT
@@ -60,30 +41,10 @@ BINARY: Final = Opcode.BINARY
 CONTINUATION: Final = Opcode.CONTINUATION
 
 
-class Incoming(Deadlines):
-    """The half of a connection that reads. One greenlet at a time does: the connection's own, or whoever calls `receive`."""
+class Incoming(Reading):
+    """The half of a connection that reads: the connection's own greenlet does, or whoever calls `receive`."""
 
-    __slots__ = (
-        "_batch_at", "_giving_way", "_greenlet", "_handler", "_opened", "_parked", "_parking", "_pollable", "_pool",
-        "_request", "_session",
-    )  # fmt: skip
-
-    def __init__(self, stream: Stream, service: Service) -> None:
-        Deadlines.__init__(self, stream, service)
-        self._handler: EventHandler | None = None
-        self._greenlet: Any = None
-        self._request: Request | None = None
-        self._session: MutableMapping[Any, Any] | None = None
-        self._pool: Pool | None = None
-        self._batch_at = 0
-        self._opened = False
-        self._giving_way = False
-        self._parking = False
-        self._parked = False
-        self._pollable = self._socket is not None or isinstance(stream, PollableStream)
-        if self._pollable and self._socket is None:
-            carrier = stream.info("carrier")
-            self._socket = carrier if type(carrier) is SocketStream else None
+    __slots__ = ()
 
     # An event handler's loop
 
@@ -169,7 +130,10 @@ class Incoming(Deadlines):
     def _handle_in_pool(self, handler: Any, message: Message) -> None:
         if self._pool is None:
             self._pool = Pool(self._service.options.parallel)
-        self._pool.spawn(self._handle_one_of_many, handler, message)
+        one = gevent.Greenlet(self._handle_one_of_many, handler, message)
+        # A greenlet begins with no context variable set; this one is to find those of the connection.
+        one.gr_context = copy_context()
+        self._pool.start(one)
 
     def _handle_one_of_many(self, handler: Any, message: Message) -> None:
         try:
@@ -212,6 +176,7 @@ class Incoming(Deadlines):
             return False
         self._may_park = False
         self._parked = True
+        self._service.keep_context(self, self._greenlet.gr_context)
         self._greenlet = None
         self._service.runtime.greenlet_given_back()
         return True
@@ -219,7 +184,11 @@ class Incoming(Deadlines):
     def on_readable(self) -> None:
         """In the hub, or where a parked connection has just been ended: go on in a new greenlet."""
         self._parked = self._reading = False
-        self._service.hub.loop.run_callback(greenlet(self, self._service.hub).switch)
+        fresh = greenlet(self, self._service.hub)
+        context = self._service.take_context(self)
+        if context is not None:
+            fresh.gr_context = context
+        self._service.hub.loop.run_callback(fresh.switch)
 
     def _watch_idleness(self) -> None:
         """Park when nothing has come for `park_after` seconds, where the stream is one that can do without a greenlet."""
@@ -251,18 +220,21 @@ class Incoming(Deadlines):
         that had come whole before this call is one piece.
 
         Args:
-            max_size: bytes of the whole message, 1009 above it; None is no bound.
+            max_size: bytes of the whole message, of a compressed one what it inflates to; 1009 above it. None is no bound.
             timeout: seconds to wait for its beginning; None waits until the connection ends.
 
         Raises:
             TimeoutError: none has begun in time. The connection stays usable and nothing is lost.
             ConnectionClosed: the connection has ended.
-            ValueError: a `max_size` below 0.
+            ValueError, TypeError: a `max_size` below 0, or one that is no number of bytes.
         """
         self._check_reader()
+        if max_size is not None and not isinstance(max_size, int):
+            raise TypeError(f"max_size: must be a whole number of bytes, or None, not {max_size!r}")
         if max_size is not None and max_size < 0:
             raise ValueError(f"max_size: must be at least 0, or None, not {max_size!r}")
-        stream = MessageStream(self, NO_BOUND if max_size is None else max_size)
+        bound = NO_BOUND if max_size is None else min(max_size, NO_BOUND)
+        stream = MessageStream(self, bound)  # type: ignore[arg-type]  # every Incoming is a Connection
         if timeout is None:
             self._begin_stream(stream)
         else:
@@ -284,10 +256,19 @@ class Incoming(Deadlines):
     def _check_reader(self) -> None:
         if self._reading or self._giving_way:
             raise GwsError("another greenlet is reading this connection")
+        if self._handler is not None and not self._ended and not self._may_be_read_here():
+            raise GwsError("this connection is read by its handler; receive() in its callbacks, or connect without one")
+
+    def _may_be_read_here(self) -> bool:
+        """A function reads as it likes, also in other greenlets; the loop of an event handler lets only its callbacks read."""
+        if self._greenlet is None:
+            # Not served yet: what `connect` has returned will be, what an Upgrader has returned is the caller's to read.
+            return not self._service.is_client
+        return self._greenlet is getcurrent() or isinstance(self._handler, FunctionHandler)
 
     def _in_time(self, timeout: float, stream: MessageStream | None) -> Any:
         """Receive a message, or begin a stream."""
-        timer = gevent.Timeout.start_new(max(timeout, 0))
+        timer = gevent.Timeout.start_new(max(0, timeout))  # in this order NaN is 0
         try:
             return self._receive_data() if stream is None else self._begin_stream(stream)
         except gevent.Timeout as raised:
@@ -343,178 +324,3 @@ class Incoming(Deadlines):
             data.skipped = True
         else:
             self._protocol.skip_stream()
-
-    def _next(self) -> Message | None:
-        """The next message or control frame; None when the connection has ended."""
-        while True:
-            message = self._take_message()
-            if message is not None or self._ended:
-                return message
-            self._wait_for_input()
-
-    # Reading
-
-    def _take_message(self) -> Message | None:
-        """The next message or control frame; None: nothing can be read without waiting, or the connection has ended."""
-        batch = self._batch
-        if batch is None:
-            return self._fetch()
-        if self._batch_at & LOOK_UP == LOOK_UP:
-            # Before a message is taken: an exception thrown in here must not lose it.
-            self._give_way(monotonic())
-        message = batch[self._batch_at]
-        self._batch_at += 1
-        if self._batch_at == len(batch):
-            # From here on a write is sent at once, with all that was held back before it.
-            self._batch = None
-        return message
-
-    def _fetch(self) -> Message | None:
-        """`_take_message` where the last batch is handled: read. Only closing, and a stream that is not pollable, make it wait."""
-        protocol = self._protocol
-        while self._batch is None:
-            if not self._may_read():
-                return None
-            if protocol.partial is not None and protocol.has_more:
-                self._take(protocol.receive(b"", 0, 0), self._heard)
-                continue
-            count = self._receive()
-            if count <= 0:
-                if count != WOULD_BLOCK:
-                    self._end(count == FAILED)
-                return None
-            message = protocol.receive_whole(self._service.buffer, 0, count)
-            if message is not None:
-                return message
-            self._take(protocol.receive(self._service.buffer, 0, count), self._heard)
-        return self._take_message()
-
-    def _may_read(self) -> bool:
-        """Do what comes before a read: send what was held back, give way, take the next step of closing. False: read no more."""
-        if self._ended:
-            return False
-        writer = self._writer
-        if writer is not None and writer.size and not writer.draining:
-            self._flush_before_waiting(writer)
-        if self._service.turn_began != 0.0:
-            self._give_way(self._heard)
-            if self._ended:
-                return False
-        protocol = self._protocol
-        if protocol.failure is None and protocol.info is None:
-            return True
-        if protocol.partial is not None and protocol.has_more:
-            return True
-        if protocol.failure is not None:
-            self._fail(protocol.failure.code, str(protocol.failure))
-            return False
-        if protocol.info is not None and protocol.info.received is not None:
-            self._finish_closing_handshake()
-            return False
-        return True
-
-    def _receive(self) -> int:
-        """Read into the shared buffer: bytes, 0 if the peer has finished, WOULD_BLOCK, or FAILED."""
-        if self._request is not None and not self._service.keep_request:
-            self._request = None
-        service = self._service
-        try:
-            if self._socket is self.stream:
-                count = self._socket.try_recv_into(service.buffer)
-            elif self._pollable:
-                count = self.stream.try_recv_into(service.buffer)  # type: ignore[attr-defined]
-            else:
-                count = self._receive_blocking()
-        except TransportError as error:
-            self._note(error)
-            return FAILED
-        if count > 0:
-            self._heard = monotonic()
-            if service.turn_began == 0.0:
-                service.turn_began = self._heard
-        return count
-
-    def _receive_blocking(self) -> int:
-        """A stream that can only block is a turn of its own if it did."""
-        before = monotonic()
-        self._reading = True
-        try:
-            return self.stream.recv_into(self._service.buffer)
-        finally:
-            self._reading = False
-            if monotonic() - before > WAITED:
-                self._service.turn_began = 0.0
-
-    def _receive_waiting(self) -> int:
-        """Like `_receive`, and wait where that would block."""
-        while True:
-            if self._service.turn_began != 0.0:
-                self._give_way(monotonic())
-            count = self._receive()
-            if count != WOULD_BLOCK:
-                return count
-            self._wait_for_input()
-
-    def _wait_for_input(self) -> None:
-        """Wait in a greenlet that goes on afterwards; what is thrown into it goes on to its owner."""
-        self._reading = True
-        try:
-            self.stream.wait_readable()  # type: ignore[attr-defined]
-        except TransportError as error:
-            self._note(error)
-            self._end(True)
-        finally:
-            self._reading = False
-            self._service.turn_began = 0.0
-
-    def _give_way(self, now: float) -> None:
-        """Let the others run once a turn is over: a connection with endless input would starve them."""
-        service = self._service
-        if service.turn_began == 0.0:
-            service.turn_began = now
-        elif now - service.turn_began > TURN:
-            self._giving_way = True
-            try:
-                gevent.sleep(YIELD)
-            finally:
-                self._giving_way = False
-                service.turn_began = monotonic()
-
-    def _take(self, messages: list[Message], now: float) -> None:
-        if messages:
-            self._batch = messages
-            self._batch_at = 0
-        partial = self._protocol.partial
-        if partial is None or partial.is_waiting():
-            self._message_since = 0.0
-            if self._accounted:
-                self._account()
-            return
-        if not self._message_since or _holds_data(messages):
-            # Control frames stand in the middle of a message without being part of it: they leave its clock alone.
-            self._message_has_begun(now)
-        self._account()
-
-    def _flush_before_waiting(self, writer: Writer) -> None:
-        try:
-            self._flush(writer)
-        except ConnectionClosed:
-            return  # the reader learns it from the stream
-
-    # What the other half provides
-
-    def _fail(self, code: int, reason: str) -> None:
-        """Fail the connection."""
-        raise NotImplementedError
-
-    def _finish_closing_handshake(self) -> None:
-        """The peer's close frame has come."""
-        raise NotImplementedError
-
-    def __call__(self) -> None:
-        """The connection's greenlet."""
-        raise NotImplementedError
-
-
-def _holds_data(messages: list[Message]) -> bool:
-    return any(message.opcode is TEXT or message.opcode is BINARY or message.opcode is CONTINUATION for message in messages)

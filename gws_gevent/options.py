@@ -11,15 +11,16 @@ import logging
 import re
 import reprlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from gws_gevent.handshake import Request
 
-__all__ = ["ClientOptions", "PermessageDeflate", "ServerOptions"]
+__all__ = ["BridgeOptions", "ClientOptions", "PermessageDeflate", "ServerOptions", "WsgiSettings"]
 
-Options = TypeVar("Options", bound="ConnectionOptions")
+Options = TypeVar("Options", bound="ConnectionOptions | BridgeOptions")
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -240,6 +241,21 @@ class ServerOptions(ConnectionOptions):
     """Keep `conn.request` until the end. Off: it is freed when the connection is first read, after on_open."""
     max_connections: int | None = _count(None, least=1, optional=True)
     """Connections open at once; above it a request is answered 503 and accepting goes on. None: no bound."""
+    accept_limit: int | None = _count(None, least=1, optional=True)
+    """Connections at once, those that say nothing included, above which no more are accepted: they wait in the kernel's queue, or
+    go to another process that listens on the same socket. For TCP, TLS and Unix sockets. None: no bound."""
+    context_vars: Sequence[ContextVar[Any] | str] = ()
+    """Context variables, or their names, whose values go from a WSGI app that upgrades its request to the connection's greenlet.
+    All others end with the request."""
+    keep_alive_timeout: float | None = _seconds(75.0, optional=True)
+    """Beside a WSGI app: seconds that a connection may wait for its next request. None: for ever."""
+    body_timeout: float | None = _seconds(30.0, optional=True)
+    """Beside a WSGI app: seconds that it may wait for a request's body in all, and one more for each KiB that has come; then the
+    connection is dropped. None: for ever."""
+    max_request_body: int | None = field(
+        default=1 * GiB, metadata={"check": _check_count, "least": 0, "unit": "bytes", "optional": True}
+    )
+    """Beside a WSGI app: bytes of a request's body; 413, or 400 where it is sent in chunks, above it. None: no bound."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
@@ -250,6 +266,7 @@ class ServerOptions(ConnectionOptions):
             raise ValueError(f"authorize: must be callable or None, not {self.authorize!r}")
         if self.origins is not None:
             self._normalise("origins", _check_origins(self.origins))
+        self._normalise("context_vars", _check_context_vars(self.context_vars))
         if self.require_subprotocol and not self.subprotocols:
             raise ValueError("require_subprotocol: without subprotocols nobody could get in")
 
@@ -266,11 +283,67 @@ class ClientOptions(ConnectionOptions):
     """Redirects that one `connect` follows. 0: none, and a redirect is a HandshakeRefused."""
     streams_per_connection: int = _count(100, least=1)
     """WebSockets that may share one connection to a server, with transports that can carry several (quic). 1: each has its own."""
+    transport_params: Mapping[str, str | float] = field(default_factory=dict)
+    """Parameters of the transport, as they stand behind the `?` of an endpoint: `{"mode": "fast", "mtu": 1200}` for ws+kcp."""
 
     def __post_init__(self) -> None:
         ConnectionOptions.__post_init__(self)
         self._check_own_window("client")
         self._normalise("headers", _check_headers("headers", self.headers))
+        self._normalise("transport_params", _check_params(self.transport_params))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WsgiSettings:
+    """How the WSGI app of a Server is served, beside what ServerOptions says."""
+
+    log: Any = field(default_factory=lambda: logging.getLogger("gws_gevent.access"))
+    """Access log: a Logger, told at INFO; something with `write`, such as sys.stderr; None: nowhere."""
+    error_log: Any = field(default_factory=lambda: logging.getLogger("gws_gevent.wsgi"))
+    """`wsgi.errors`, and complaints about malformed requests: a Logger, told at ERROR; something with `write`; None: nowhere."""
+    environ: Mapping[str, Any] = field(default_factory=dict)
+    """What stands in every environ, in place of ours where the key is the same."""
+    handler_class: type[Any] | None = None
+    """Serves each connection: a subclass of integrations.pywsgi.WSGIHandler. None: that class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeOptions(_Checked):
+    """Options of a Bridge or RawBridge."""
+
+    handshake_timeout: float = _seconds(5.0)
+    """Seconds from accept to the end of the request head, TLS included: 408 above it."""
+    target_timeout: float = _seconds(10.0)
+    """Seconds for the connection to the target, and its answer to the request: 504 above it."""
+    idle_timeout: float | None = _seconds(3600.0, optional=True)
+    """Seconds without a byte in either direction before both sides are closed. None: for ever."""
+    write_timeout: float | None = _seconds(30.0, optional=True)
+    """Seconds a side may take no bytes while there are some for it. None: for ever."""
+    close_timeout: float = _seconds(10.0)
+    """Seconds without a byte once one direction has ended, or a closing handshake has begun, before both sides are closed."""
+    max_connections: int | None = _count(None, least=1, optional=True)
+    """Connections carried at once; above it a request is answered 503. None: no bound."""
+    max_request_head: int = _bytes(16 * KiB, least=64)
+    """Bytes of a request's line and headers: 414 or 431 above it."""
+    max_response_head: int = _bytes(64 * KiB, least=64)
+    """Bytes of status line and headers of the target's answer: 502 above it."""
+    forwarded: bool = _flag(False)
+    """Tell the target who the client is: X-Forwarded-For and X-Forwarded-Proto. What the client says of itself there, in Forwarded
+    or in X-Real-IP is never passed on."""
+    trusted_proxies: Sequence[str] = ()
+    """Networks (`"10.0.0.0/8"`), addresses, or `"unix"`: peers whose forwarding headers are passed on, and added to."""
+    origins: Sequence[str | re.Pattern[str]] | None = None
+    """Allowed Origin values, as in ServerOptions. None: any."""
+    logger: logging.Logger | logging.LoggerAdapter[Any] | None = None
+    """Where records go. None: logging.getLogger("gws_gevent")."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        self._normalise("trusted_proxies", _check_networks(self.trusted_proxies))
+        if self.origins is not None:
+            self._normalise("origins", _check_origins(self.origins))
+        if self.logger is not None and not isinstance(self.logger, logging.Logger | logging.LoggerAdapter):
+            raise ValueError(f"logger: must be a logging.Logger or None, not {self.logger!r}")
 
 
 def options_or_default(options: Options | None, kind: type[Options]) -> Options:
@@ -294,6 +367,15 @@ def _check_subprotocols(value: Any) -> tuple[str, ...]:
             raise ValueError(f"subprotocols: each must be an HTTP token, not {name!r}")
     if len(set(value)) != len(tuple(value)):
         raise ValueError(f"subprotocols: each may stand once, not {value!r}")
+    return tuple(value)
+
+
+def _check_context_vars(value: Any) -> tuple[ContextVar[Any] | str, ...]:
+    if isinstance(value, str | ContextVar):
+        raise ValueError(f"context_vars: must be a sequence of context variables or their names, not {value!r}")
+    for one in value:
+        if not isinstance(one, str | ContextVar):
+            raise ValueError(f"context_vars: each must be a ContextVar or the name of one, not {one!r}")
     return tuple(value)
 
 
@@ -321,6 +403,15 @@ def _check_headers(name: str, value: Any) -> dict[str, str]:
         if not isinstance(text, str) or not _FIELD_VALUE.fullmatch(text):
             raise ValueError(f"{name}: not a header value for {key}: {text!r}")
     return dict(value)
+
+
+def _check_params(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"transport_params: must be a mapping of names to values, not {value!r}")
+    for key, given in value.items():
+        if not isinstance(key, str) or not isinstance(given, str | int | float) or isinstance(given, bool):
+            raise ValueError(f"transport_params: each must be a name and a text or number, not {key!r}: {given!r}")
+    return {key: str(given) for key, given in value.items()}
 
 
 def _check_origins(value: Any) -> tuple[str | re.Pattern[str], ...]:

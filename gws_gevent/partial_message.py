@@ -11,6 +11,7 @@ from codecs import getincrementaldecoder
 from typing import Any
 
 from gws_gevent.exceptions import ProtocolError
+from gws_gevent.extensions.deflate import INPUT_SLICE, Deflate, Inflation
 from gws_gevent.frames import CloseCode, Opcode
 
 from ._masking import append_unmasked
@@ -30,7 +31,10 @@ class PartialMessage:
         compressed: what is collected is still to be inflated; then UTF-8 is checked as well.
         stream: whose message this is, or the next one will be, if it is given out in pieces; see Protocol.stream_next.
         next_stream: whose the one behind it will be.
-        given: bytes given out in pieces; -1 while none could be.
+        declared: bytes that the frames so far of a message in pieces have; -1 while it is not given out.
+        inflation: what inflates that message, where it is compressed and still wanted.
+        inflated: bytes that it has come to.
+        has_more: there is more to give out without another byte.
 
     Args:
         max_size: bytes of the whole message; 1009 above it.
@@ -39,8 +43,8 @@ class PartialMessage:
     """
 
     __slots__ = (
-        "buffer", "check_utf8", "compressed", "decoder", "fin", "fragments", "given", "held", "key", "max_fragments", "max_size",
-        "next_stream", "opcode", "phase", "remaining", "rest", "stream",
+        "buffer", "check_utf8", "compressed", "declared", "decoder", "fin", "fragments", "has_more", "held", "inflated",
+        "inflation", "key", "max_fragments", "max_size", "next_stream", "opcode", "phase", "remaining", "rest", "stream",
     )  # fmt: skip
 
     def __init__(self, max_size: int, max_fragments: int, check_utf8: bool) -> None:
@@ -60,7 +64,10 @@ class PartialMessage:
         self.remaining = 0
         self.stream: Any = None
         self.next_stream: Any = None
-        self.given = -1
+        self.declared = -1
+        self.inflation: Inflation | None = None
+        self.inflated = 0
+        self.has_more = False
 
     @property
     def size(self) -> int:
@@ -158,13 +165,9 @@ class PartialMessage:
         """Give out in pieces what has come of a message and what comes of it, or the next message."""
         self.stream = stream
         self.max_size = stream.max_size
-        self.given = -1
+        self.declared = -1
 
-    def bound(self, max_size: int) -> None:
-        """The message is compressed: it is collected and inflated as a whole, so the limit of whole messages holds as well."""
-        self.max_size = min(self.max_size, max_size)
-
-    def take_over(self) -> None:
+    def take_over(self, deflate: Deflate | None) -> None:
         """Give out a message that has begun: `take_piece` has what there is of it.
 
         Raises:
@@ -172,58 +175,86 @@ class PartialMessage:
         """
         if self.remaining > self.max_size - len(self.buffer):
             raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
-        self._begin_pieces()
+        self._begin_pieces(deflate)
+        self.declared = len(self.buffer) + self.remaining
+        self.has_more = True
 
-    def begin_piece(self, opcode: int, fin: bool, length: int, key: bytes, compressed: bool) -> None:
+    def begin_piece(self, opcode: int, fin: bool, length: int, key: bytes, deflate: Deflate | None) -> None:
         """`begin_frame` for a message in pieces, which may have any number of fragments.
+
+        Args:
+            deflate: with the header of a compressed message, what inflates it.
 
         Raises:
             ProtocolError: 1009 when the message would pass the stream's limit.
         """
         if opcode:
             self.opcode = opcode
-            self.compressed = compressed
-            self._begin_pieces()
-        if length > self.max_size - self.given - len(self.buffer):
+            self.compressed = deflate is not None
+            self._begin_pieces(deflate)
+        if length > self.max_size - self.declared:
             raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
+        self.declared += length
         self.fin = fin
         self.remaining = length
         self.key = key
         self.phase = 0
 
-    def _begin_pieces(self) -> None:
-        self.given = 0
+    def _begin_pieces(self, deflate: Deflate | None) -> None:
+        self.declared = 0
+        self.inflated = 0
+        self.inflation = deflate.begin_inflating(self.max_size) if self.compressed and deflate is not None else None
         self.decoder = new_decoder("strict" if self.check_utf8 else "replace") if self.opcode == 1 else None
 
     def add_piece(self, data: bytes | bytearray, at: int, end: int) -> int:
         """Take payload of the current frame as `add` does, or pass over it where nobody wants it any more."""
-        if self.compressed or not self.stream.skipped:
+        if self.inflation is not None or not self.stream.skipped:
             return self._collect(data, at, end)
         taken = min(end - at, self.remaining)
-        self.given += taken
         self.remaining -= taken
         return at + taken
 
     def take_piece(self) -> str | bytes:
-        """Give out what has come; empty where there is nothing, or the start of a character.
+        """Give out what has come, inflated; empty where there is nothing, or the start of a character.
+
+        Of a compressed message a slice at a time: while `has_more` is true, there is another one.
 
         Raises:
-            ProtocolError: 1007 when text is not UTF-8.
+            ProtocolError: 1007 when it does not inflate, or text is not UTF-8; 1009 when it has come to more than the limit.
         """
-        buffer = self.take_buffer()
-        self.given += len(buffer)
+        self.has_more = False
+        piece = bytes(self.take_buffer()) if self.inflation is None else self._inflate_piece(self.inflation)
         if self.decoder is None or self.stream.skipped:
-            return bytes(buffer)
+            return piece
         try:
-            text: str = self.decoder.decode(buffer, self.fin and self.remaining == 0)
+            text: str = self.decoder.decode(piece, self.fin and self.remaining == 0 and not self.has_more)
         except UnicodeDecodeError:
             raise ProtocolError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
         return text
+
+    def _inflate_piece(self, inflation: Inflation) -> bytes:
+        if self.stream.skipped and not inflation.is_needed:
+            self.inflation = None
+            self.take_buffer()
+            return b""
+        piece = inflation.read()
+        while not piece and self.buffer:
+            inflation.add(bytes(self.buffer[:INPUT_SLICE]))
+            del self.buffer[:INPUT_SLICE]
+            piece = inflation.read()
+        if piece:
+            self.has_more = True
+        elif self.is_complete():
+            self.inflation = None
+            piece = inflation.finish()
+        self.inflated = inflation.size
+        return piece
 
     def end_stream(self) -> bool:
         """Forget the message that has ended; True if the next one is to be given out as well."""
         self.opcode = 0
         self.decoder = None
+        self.inflation = None
         if self.next_stream is None:
             return False
         self.begin_stream(self.next_stream)

@@ -1,8 +1,8 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
 """One side of one WebSocket connection after the opening handshake, without I/O and without a clock.
 
-Belongs here: bytes in, messages out; which close frame answers what; which state follows which. Does not belong here:
-reading, writing, waiting, logging, calling handlers.
+Belongs here: bytes in, messages out; which close frame answers what. Does not belong here: what connections have in common
+(protocol_rules.py), the incomplete message (partial_message.py), reading, writing, waiting, logging, calling handlers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from gws_gevent.exceptions import GwsError, ProtocolError
-from gws_gevent.extensions.deflate import Compression, Deflate
+from gws_gevent.closing import close_payload, next_state
+from gws_gevent.exceptions import ProtocolError
+from gws_gevent.extensions.deflate import OUTPUT_SLICE
 from gws_gevent.frames import (
     MAX_CONTROL_PAYLOAD,
     MAX_FRAME_HEADER,
@@ -19,22 +20,20 @@ from gws_gevent.frames import (
     CloseCode,
     CloseInfo,
     Opcode,
-    Side,
     State,
     Step,
     is_sendable_close_code,
 )
 
-from ._frame_parser import FrameParser
 from ._masking import append_frame, unmask, unmask_text
 from .message import Message, new_message
 from .partial_message import PartialMessage
+from .protocol_rules import ProtocolRules
 
 if TYPE_CHECKING:
     from gws_gevent.extensions.permessage_deflate import Agreement
-    from gws_gevent.options import ConnectionOptions
 
-__all__ = ["Protocol", "ProtocolRules", "close_payload"]
+__all__ = ["Protocol"]
 
 #: Messages parsed before the first of them is handled. What a read holds beyond them is copied out and parsed later.
 MAX_BATCH: Final = 1024
@@ -52,92 +51,6 @@ TEXT: Final = Opcode.TEXT
 BINARY: Final = Opcode.BINARY
 CONTINUATION: Final = Opcode.CONTINUATION
 TOO_BIG: Final = CloseCode.MESSAGE_TOO_BIG
-
-#: What a frame of a message in pieces may declare; the limit of its stream is looked at besides.
-MAX_LENGTH: Final = 2**63 - 1
-
-
-NEXT_STATE: Final = {
-    (State.CONNECTING, Step.ACCEPTED): State.OPEN,
-    (State.CONNECTING, Step.STREAM_ENDED): State.CLOSED,
-    (State.OPEN, Step.CLOSE_SENT): State.CLOSING,
-    (State.OPEN, Step.CLOSE_RECEIVED): State.CLOSING,
-    (State.OPEN, Step.STREAM_ENDED): State.CLOSED,
-    (State.CLOSING, Step.CLOSE_SENT): State.CLOSING,
-    (State.CLOSING, Step.CLOSE_RECEIVED): State.CLOSING,
-    (State.CLOSING, Step.STREAM_ENDED): State.CLOSED,
-}
-
-
-def next_state(state: State, step: Step) -> State:
-    """Look a transition up; a missing one is our own mistake and a GwsError."""
-    try:
-        return NEXT_STATE[state, step]
-    except KeyError:
-        raise GwsError(f"{step.name} is not possible while {state.name}") from None
-
-
-def close_payload(code: int, reason: str = "") -> bytes:
-    """Encode the payload of a close frame (section 5.5.1). Code 1005 gives the empty payload.
-
-    Raises:
-        ValueError: a code that may not be sent, a reason without a code, or one longer than 123 bytes of UTF-8.
-    """
-    if code == CloseCode.NO_STATUS and not reason:
-        return b""
-    if isinstance(code, bool) or not isinstance(code, int) or not is_sendable_close_code(code):
-        raise ValueError(f"close code {code!r} may not be sent")
-    payload = int(code).to_bytes(2, "big") + reason.encode()
-    if len(payload) > MAX_CONTROL_PAYLOAD:
-        raise ValueError(f"a close reason holds at most {MAX_CONTROL_PAYLOAD - 2} bytes of UTF-8, not {len(payload) - 2}")
-    return payload
-
-
-class ProtocolRules:
-    """What connections of one server or client share: the side and the limits, the frame parsers, and what was negotiated.
-
-    Args:
-        compression: what others in this thread, of the same side and with the same `permessage_deflate`, share already.
-
-    Attributes:
-        deflate: what messages are compressed and inflated with; None where that was not negotiated.
-
-    Raises:
-        MissingExtra: the codec of `permessage_deflate` is not installed.
-    """
-
-    __slots__ = (
-        "_compression", "_options", "_shared", "check_utf8", "deflate", "is_client", "max_fragments", "max_size", "parser",
-        "stream_parser", "utf8_errors",
-    )  # fmt: skip
-
-    def __init__(
-        self, side: Side, options: ConnectionOptions, compression: Compression | None = None, deflate: Deflate | None = None
-    ) -> None:
-        self._options = options
-        self._compression = compression
-        self._shared: dict[Deflate, ProtocolRules] = {}
-        self.deflate = deflate
-        if compression is None and options.permessage_deflate is not None:
-            self._compression = Compression(options.permessage_deflate, side)
-        self.is_client = side is Side.CLIENT
-        self.max_size = options.read_max_payload_size
-        self.max_fragments = options.max_fragments
-        self.check_utf8 = options.check_utf8
-        self.utf8_errors = "strict" if options.check_utf8 else "replace"
-        self.parser = FrameParser(side is Side.SERVER, options.read_max_payload_size, deflate is not None)
-        self.stream_parser = FrameParser(side is Side.SERVER, MAX_LENGTH, deflate is not None)
-
-    def agreed(self, agreement: Agreement) -> ProtocolRules:
-        """Return the rules of connections that have agreed on compression; one object for all of them that keep no context."""
-        assert self._compression is not None, "compression is agreed on where the options have it"
-        deflate = self._compression.agreed(agreement)
-        rules = self._shared.get(deflate)
-        if rules is None:
-            rules = ProtocolRules(Side.CLIENT if self.is_client else Side.SERVER, self._options, self._compression, deflate)
-            if deflate.is_shared:
-                self._shared[deflate] = rules
-        return rules
 
 
 class Protocol:
@@ -206,7 +119,9 @@ class Protocol:
         partial = self.partial
         if partial is None or self.failure is not None:
             return False
-        return len(partial.rest) > 0 or (partial.stream is not None and partial.opcode != 0 and partial.given < 0)
+        if len(partial.rest) > 0 or partial.has_more:
+            return True
+        return partial.stream is not None and partial.opcode != 0 and partial.declared < 0
 
     @property
     def incomplete(self) -> bool:
@@ -294,6 +209,9 @@ class Protocol:
                 messages.append(self._control(parser.opcode, unmask(data, payload_at, length, key_at)))
                 if parser.opcode == 8:
                     return end
+            elif parser.allow_compressed and messages and parser.fin and end - payload_at >= length and self._may_be_too_big():
+                # Not behind other messages: their reader may say that it takes the next one in pieces.
+                return self._hold_rest(data, at, end)
             elif parser.fin and not fragmented and end - payload_at >= length:
                 at = payload_at + length
                 if parser.compressed:
@@ -309,6 +227,13 @@ class Protocol:
             if (len(messages) >= MAX_BATCH or inflated >= MAX_INFLATED) and at < end:
                 return self._hold_rest(data, at, end)
         return at
+
+    def _may_be_too_big(self) -> bool:
+        """True where the frame ends a compressed message that may come to more than the limit."""
+        rules, partial = self.rules, self.partial
+        if rules.parser.opcode == 0:
+            return partial is not None and partial.compressed and len(partial.buffer) + rules.parser.length > rules.never_too_big
+        return rules.parser.compressed and rules.parser.length > rules.never_too_big
 
     def _whole(self, opcode: int, data: bytes | bytearray, at: int, length: int, key_at: int) -> Message:
         if opcode == 2:
@@ -479,46 +404,40 @@ class Protocol:
     def _stream_frames(self, messages: list[Message], data: bytes | bytearray, at: int, end: int) -> int:
         """Cut pieces out of `data[at:end]`. Returns the offset from which there are other messages."""
         partial = self._open_partial()
-        if partial.opcode != 0 and partial.given < 0:
-            if partial.compressed:
-                partial.bound(self.rules.max_size)
-            partial.take_over()
+        if partial.opcode != 0 and partial.declared < 0:
+            partial.take_over(self.rules.deflate)
             self._begin_pieces(messages, partial)
-            self._add_piece(messages, partial)
-        while at < end:
-            if partial.remaining == 0:
-                parser = self.rules.stream_parser
-                size = parser.read_header(data, at, end, partial.opcode != 0)
-                if size == 0 or (parser.opcode >= 8 and end - at - size < parser.length):
-                    partial.held = bytes(data[at:end])
-                    return end
-                if parser.opcode != 0 and parser.opcode < 8 and messages:
-                    # It stands first in what is returned, so that its reader cannot be interrupted in front of it.
-                    partial.rest = bytes(data[at:end])
-                    return end
-                at = self._stream_header(messages, partial, data, at + size)
-                if parser.opcode == 8:
-                    return end
-                if parser.opcode > 8:
-                    if len(messages) >= MAX_BATCH and at < end:
-                        partial.rest = bytes(data[at:end])
+        inflated = 0
+        while at < end or partial.has_more:
+            if not partial.has_more:
+                if partial.remaining == 0:
+                    parser = self.rules.stream_parser
+                    size = parser.read_header(data, at, end, partial.opcode != 0)
+                    if size == 0 or (parser.opcode >= 8 and end - at - size < parser.length):
+                        partial.held = bytes(data[at:end])
                         return end
-                    continue
-            at = partial.add_piece(data, at, end)
-            self._add_piece(messages, partial)
-            if partial.is_complete():
+                    if parser.opcode != 0 and parser.opcode < 8 and messages:
+                        # It stands first in what is returned, so that its reader cannot be interrupted in front of it.
+                        return self._hold_rest(data, at, end)
+                    at = self._stream_header(messages, partial, data, at + size)
+                    if parser.opcode == 8:
+                        return end
+                    if parser.opcode > 8:
+                        if len(messages) >= MAX_BATCH and at < end:
+                            return self._hold_rest(data, at, end)
+                        continue
+                at = partial.add_piece(data, at, end)
+            inflated += self._add_piece(messages, partial)
+            if not partial.has_more and partial.is_complete():
                 messages.append(new_message(CONTINUATION, partial.stream))
                 if not partial.end_stream():
                     self.partial = None
                     return at
-            if len(messages) >= MAX_BATCH and at < end:
-                partial.rest = bytes(data[at:end])
-                return end
+            if partial.has_more or ((len(messages) >= MAX_BATCH or inflated >= OUTPUT_SLICE) and at < end):
+                return self._hold_rest(data, at, end)
         return at
 
-    def _stream_header(
-        self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, payload_at: int
-    ) -> int:
+    def _stream_header(self, messages: list[Message], partial: PartialMessage, data: bytes | bytearray, payload_at: int) -> int:
         """Take a control frame, or the header of a data frame; returns the offset behind it."""
         parser = self.rules.stream_parser
         key_at = payload_at - 4 if parser.expect_masked else -1
@@ -526,9 +445,7 @@ class Protocol:
             messages.append(self._control(parser.opcode, unmask(data, payload_at, parser.length, key_at)))
             return payload_at + parser.length
         key = bytes(data[key_at : key_at + 4]) if key_at >= 0 else b""
-        if parser.opcode != 0 and parser.compressed:
-            partial.bound(self.rules.max_size)
-        partial.begin_piece(parser.opcode, parser.fin, parser.length, key, parser.compressed)
+        partial.begin_piece(parser.opcode, parser.fin, parser.length, key, self.rules.deflate if parser.compressed else None)
         if parser.opcode != 0:
             self._begin_pieces(messages, partial)
         return payload_at
@@ -537,17 +454,10 @@ class Protocol:
         partial.stream.opcode = OPCODES[partial.opcode]
         messages.append(new_message(CONTINUATION, partial.stream))
 
-    def _add_piece(self, messages: list[Message], partial: PartialMessage) -> None:
-        piece = self._inflated_piece(partial) if partial.compressed else partial.take_piece()
-        if piece:
+    def _add_piece(self, messages: list[Message], partial: PartialMessage) -> int:
+        """Add what can be given out of the message, of a compressed one a slice; return how many bytes were inflated for that."""
+        before = partial.inflated
+        piece = partial.take_piece()
+        if piece and not partial.stream.skipped:
             messages.append(new_message(CONTINUATION, piece))
-
-    def _inflated_piece(self, partial: PartialMessage) -> str | bytes:
-        """The whole of a compressed message once it has come, and nothing before that.
-
-        What is skipped is inflated as well: later messages may refer to it.
-        """
-        if not partial.is_complete():
-            return b""
-        inflated = self.rules.deflate.inflate(partial.take_buffer(), partial.max_size)  # type: ignore[union-attr]
-        return b"" if partial.stream.skipped else self._data_of(partial.opcode, inflated)
+        return partial.inflated - before

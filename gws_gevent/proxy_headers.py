@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from gws_gevent.exceptions import GwsError, Refusal
 from gws_gevent.http_head import Headers
 
-__all__ = ["ProxyHeader", "ProxyHeaderError", "TrustedProxies", "client_address", "looks_like_proxy_header", "parse_proxy_header"]
+__all__ = [
+    "ProxyHeader", "ProxyHeaderError", "TrustedProxies", "client_address", "client_scheme", "looks_like_proxy_header",
+    "parse_proxy_header",
+]  # fmt: skip
 
 #: Entries of one header that are looked at, from the right: no chain of proxies is as long.
 MAX_HOPS = 100
@@ -125,6 +128,18 @@ def client_address(headers: Headers, peer: Any, trusted: TrustedProxies) -> Any:
     return peer if not answers or answers[0] is None else answers[0]
 
 
+def client_scheme(headers: Headers, peer: Any, trusted: TrustedProxies) -> str | None:
+    """Return "http" or "https" as the nearest proxy, if trusted, reports it in X-Forwarded-Proto or Forwarded; else None."""
+    if not trusted.trusts(peer):
+        return None
+    found = [element.lower() for element in headers.elements("x-forwarded-proto")[-1:]]
+    for line in headers.get_all("forwarded")[-1:]:
+        elements = _forwarded_elements(line)
+        if elements and "proto" in elements[-1]:
+            found.append(elements[-1]["proto"].lower())
+    return found[0] if found and found[0] in ("http", "https") and len(set(found)) == 1 else None
+
+
 def _agreed(one: tuple[str, int] | None, other: tuple[str, int] | None) -> tuple[str, int] | None:
     if one == other:
         return one
@@ -168,12 +183,12 @@ def _forwarded(headers: Headers) -> Iterator[str | None]:
     """Yield the `for` values of Forwarded from the right, over all its lines; None where one is missing or a line is malformed."""
     for line in reversed(headers.get_all("forwarded")):
         elements = _forwarded_elements(line)
-        yield from (None,) if elements is None else reversed(elements)
+        yield from (None,) if elements is None else (element.get("for") for element in reversed(elements))
 
 
-def _forwarded_elements(line: str) -> list[str | None] | None:
-    """Parse one line of Forwarded (RFC 7239 section 4) into the `for` value of each element; None if it is malformed."""
-    elements: list[str | None] = []
+def _forwarded_elements(line: str) -> list[dict[str, str]] | None:
+    """Parse one line of Forwarded (RFC 7239 section 4) into the parameters of each element; None if it is malformed."""
+    elements: list[dict[str, str]] = []
     found: dict[str, str] = {}
     at = 0
     while at < len(line):
@@ -186,7 +201,7 @@ def _forwarded_elements(line: str) -> list[str | None] | None:
             return None
         found[name] = pair[2] if pair[2] is not None else re.sub(r"\\(.)", r"\1", pair[3][1:-1])
         if end[1] != ";":
-            elements.append(found.get("for"))
+            elements.append(found)
             found = {}
         elif end.end() == len(line):
             return None

@@ -140,10 +140,11 @@ class Rooms:
         self,
         room: Hashable,
         opcode: int,
-        data: str | bytes,
+        data: str | bytes | bytearray | memoryview,
         *,
         sender: Connection | None = None,
         callback: ConnectionCallback | None = None,
+        compress: bool | None = None,
     ) -> dict[Connection, Exception]:
         """Send one message to everyone in a room; see `Broadcaster.broadcast` for what it promises.
 
@@ -152,14 +153,15 @@ class Rooms:
 
         Args:
             sender: a member that doesn't get it.
+            compress: as for `conn.write_message`.
 
         Returns:
             the members that did not take the message, each with its error.
 
         Raises:
-            ValueError: data that doesn't fit the opcode.
+            ValueError, TypeError: data that doesn't fit the opcode.
         """
-        run = Run(Broadcaster(opcode, data).message, callback)
+        run = Run(Broadcaster(opcode, data, compress).message, callback)
         with self._lock:
             found = self._rooms.get(room)
         if found is None:

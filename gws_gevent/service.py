@@ -7,7 +7,6 @@ Belongs here: options, limits over all connections, the set of them, the log. Do
 from __future__ import annotations
 
 import logging
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
@@ -16,15 +15,16 @@ from gws_gevent import runtime
 from gws_gevent.frames import CloseCode, Side
 from gws_gevent.session import SessionStorage
 
-from .protocol import ProtocolRules
+from .protocol_rules import ProtocolRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
+    from contextvars import Context
 
     from gws_gevent.connection import Connection
+    from gws_gevent.frame_output import FrameOutput
     from gws_gevent.handler import EventHandler
     from gws_gevent.options import ConnectionOptions
-    from gws_gevent.outgoing import Outgoing
 
 __all__ = ["Service"]
 
@@ -40,7 +40,12 @@ class Service:
         spare_writers: writers of connections that have nothing to send.
     """
 
-    def __init__(self, side: Side, options: ConnectionOptions) -> None:
+    def __init__(self, side: Side, options: ConnectionOptions, home: Service | None = None) -> None:
+        """Make one.
+
+        Args:
+            home: whose connections these are as well: both have one set of them.
+        """
         self.side = side
         self.options = options
         self.runtime = runtime.current()
@@ -56,16 +61,18 @@ class Service:
         self.buffer = self.runtime.buffer
         self.thread = self.runtime.thread
         self.turn_began = 0.0
-        self.spare_writers: list[Any] = []
-        self._dirty: list[Outgoing] = []
-        self.connections: dict[Connection, None] = {}
+        self.spare_writers: list[Any] = home.spare_writers if home is not None else []
+        self._dirty: list[FrameOutput] = []
+        self.connections: dict[Connection, None] = home.connections if home is not None else {}
         self.buffered = 0
         self._logger = options.logger if options.logger is not None else logging.getLogger("gws_gevent")
         self.keep_request = False
-        self._ids = count(1)
         self._empty: Event | None = None
+        self._spared = 0
         # Only connections that somebody wants to hear of stand in it.
         self._when_closed: dict[Connection, list[Callable[[Connection], object]]] = {}
+        # Of parked connections.
+        self._contexts: dict[Any, Context] = {}
 
     def open(self, conn: Connection) -> EventHandler | None:
         """Do the opening handshake in the connection's greenlet; None if it was refused and the stream is to be closed."""
@@ -78,7 +85,7 @@ class Service:
     def closed(self, conn: Connection) -> None:
         """A connection's greenlet has come to its end."""
         self.connections.pop(conn, None)
-        if self._empty is not None and not self.connections:
+        if self._empty is not None and len(self.connections) <= self._spared:
             self._empty.set()
 
     def call_when_closed(self, conn: Connection, callback: Callable[[Connection], object]) -> None:
@@ -101,22 +108,28 @@ class Service:
             except Exception as error:
                 self.log(logging.ERROR, conn, "a callback for the end of a connection failed", error=error)
 
-    def wait_empty(self, timeout: float | None) -> bool:
-        """Wait until no connection is left; False if some are after `timeout` seconds."""
-        if not self.connections:
+    def keep_context(self, conn: Any, context: Context | None) -> None:
+        """A connection gives its greenlet back: keep the context variables that are set in it, if any."""
+        if context:
+            self._contexts[conn] = context
+
+    def take_context(self, conn: Any) -> Context | None:
+        """Return what `keep_context` kept, for the connection's next greenlet."""
+        return self._contexts.pop(conn, None)
+
+    def wait_empty(self, timeout: float | None, spared: int = 0) -> bool:
+        """Wait until no connection is left but those `spared`; False if some are after `timeout` seconds."""
+        if len(self.connections) <= spared:
             return True
+        self._spared = spared
         self._empty = Event()
         return bool(self._empty.wait(timeout))
-
-    def next_id(self) -> int:
-        """A number no other connection of this service has."""
-        return next(self._ids)
 
     def new_session(self) -> MutableMapping[Any, Any]:
         """Make a session."""
         return self.options.new_session() if self.options.new_session is not None else SessionStorage()
 
-    def flush_later(self, conn: Outgoing) -> None:
+    def flush_later(self, conn: FrameOutput) -> None:
         """Send what `conn` holds back before the loop next waits, whatever its handler does until then."""
         self._dirty.append(conn)
         if len(self._dirty) == 1:

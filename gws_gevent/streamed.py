@@ -15,9 +15,9 @@ from gws_gevent.exceptions import GwsError
 
 if TYPE_CHECKING:
     from gws_gevent.broadcast import PreparedMessage
+    from gws_gevent.connection import Connection
     from gws_gevent.extensions.deflate import Deflation
     from gws_gevent.frames import Opcode
-    from gws_gevent.incoming import Incoming
 
 __all__ = ["MessageStream", "StreamedMessage"]
 
@@ -54,15 +54,15 @@ class StreamedMessage:
 class MessageStream:
     """A message that is read piece by piece: iterate over it. `conn.receive_stream` makes it.
 
-    The pieces are `str` for text, `bytes` for binary, none of them empty: each fragment as it came, or what has come of it.
-    Nothing more is received while none is asked for. What is left when the loop is left is skipped by the next read of the
-    connection.
+    The pieces are `str` for text, `bytes` for binary, none of them empty: each fragment as it came, or what has come of it; of a
+    compressed message what that inflates to, 64 KiB at most. Nothing more is received, or inflated, while none is asked for.
+    What is left when the loop is left is skipped by the next read of the connection.
 
     Iteration raises ConnectionClosed if the connection ends before the message does, and GwsError once the rest has been skipped.
 
     Attributes:
         opcode: Opcode.TEXT or Opcode.BINARY.
-        max_size: bytes that the whole message may have.
+        max_size: bytes that the whole message may have, inflated.
         skipped: something else was read before the end of this message.
     """
 
@@ -70,7 +70,7 @@ class MessageStream:
 
     opcode: Opcode
 
-    def __init__(self, conn: Incoming, max_size: int) -> None:
+    def __init__(self, conn: Connection, max_size: int) -> None:
         self._conn = conn
         self._whole: str | bytes | None = None
         self._ended = False
@@ -93,7 +93,7 @@ class MessageStream:
                 return piece
         if self._ended:
             raise StopIteration
-        if self.skipped:
+        if self.skipped and not self._conn.closed:
             raise GwsError("the rest of this message was skipped: the connection has been read since")
         found = self._conn.next_piece(self)
         if found is None:

@@ -73,7 +73,7 @@ class Wheel:
         if self._timer is None:
             self._start()
         # Rounded up to the next tick: a deadline is never early.
-        ticks = min(max(int((when - self.now) / TICK) + 1, 1), SLOTS - 1)
+        ticks = max(int(min((when - self.now) / TICK, SLOTS - 2)) + 1, 1)
         slot = (self._position + ticks) % SLOTS
         entry._wheel_slot = slot
         entry._wheel_index = len(self._slots[slot])

@@ -3,10 +3,12 @@
     python tests/autobahn.py --ci
     GWS_GEVENT_PURE_PYTHON=1 python tests/autobahn.py --cases 1-7 --transport unix --markdown summary.md
     python tests/autobahn.py --side client
+    python tests/autobahn.py --transport tls --via bridge --cases 1-7
 
 Belongs here: starting both sides, and what counts as passed. Does not belong here: cases of our own, which are pytest's.
 
-The suite speaks only TCP. For the other transports a relay in this process carries its bytes.
+The suite speaks only TCP. For the other transports a relay in this process carries its bytes, or, with `--via bridge`, our own
+`gws-gevent bridge` does.
 Keepalive is off: the suite takes a ping it did not expect for a failure.
 """
 
@@ -38,6 +40,10 @@ PARTS = {12: 5, 13: 7}
 CI_CASES = "1-7,9,10,12.x.1-8,13.x.1-8"
 GOOD_BEHAVIOR = frozenset({"OK", "NON-STRICT", "INFORMATIONAL"})
 GOOD_CLOSE = frozenset({"OK", "INFORMATIONAL"})
+#: Transports that need certificates.
+SECURE = ("tls", "quic", "h3")
+#: Those that no relay of ours speaks.
+BRIDGED = ("quic", "h3", "kcp")
 #: Seconds the whole suite may take; it takes about 8 minutes.
 SUITE_LIMIT = 1800.0
 START_LIMIT = 20.0
@@ -121,7 +127,7 @@ def drive(url: str, parallel: int, ca: str | None, takeover: bool) -> None:
 async def running_server(transport: str, folder: Path, more: list[str]) -> AsyncIterator[tuple[str, str]]:
     """Run `serve` in another process; the context is its address and its build."""
     args = [__file__, "--serve", f"unix:{folder}/server.sock" if transport == "unix" else f"{transport}://127.0.0.1:0", *more]
-    if transport == "tls":
+    if transport in SECURE:
         make_certificate(folder)
         args += ["--cert", str(folder / "cert.pem"), "--key", str(folder / "key.pem")]
     process = await start_ours(*args)
@@ -184,6 +190,25 @@ async def reachable(address: str, folder: Path) -> AsyncIterator[str]:
 
     async with await asyncio.start_server(relay_to(connect), "127.0.0.1", 0) as relay:
         yield f"ws://127.0.0.1:{relay.sockets[0].getsockname()[1]}/"
+
+
+@asynccontextmanager
+async def bridged(address: str, folder: Path) -> AsyncIterator[str]:
+    """The context is a ws:// URL that leads to our server through our own bridge."""
+    args = ["-m", "gws_gevent", "bridge", "--listen", "127.0.0.1:0", "--to", address, "--log-level", "warning"]
+    if address.startswith(SECURE):
+        args += ["--to-ca", str(folder / "ca.pem")]
+    process = await start_ours(*args)
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), START_LIMIT)
+        if not line:
+            raise SystemExit("the bridge did not start")
+        yield line.decode().split()[-1].replace("tcp:", "ws:") + "/"
+        if process.returncode is not None:
+            raise SystemExit(f"the bridge ended with status {process.returncode} during the run")
+    finally:
+        await end(process)
 
 
 @asynccontextmanager
@@ -297,9 +322,12 @@ async def finish_suite(process: Process, out: Path) -> list[Result]:
     return read_results(json.loads(index.read_text()))
 
 
-async def check_server(transport: str, globs: list[str], parallel: int, folder: Path, more: list[str]) -> tuple[str, list[Result]]:
+async def check_server(
+    transport: str, via: str | None, globs: list[str], parallel: int, folder: Path, more: list[str]
+) -> tuple[str, list[Result]]:
     """Return the build in use and the results."""
-    async with running_server(transport, folder, more) as (address, build), reachable(address, folder) as url:
+    way = bridged if via == "bridge" or (via is None and transport in BRIDGED) else reachable
+    async with running_server(transport, folder, more) as (address, build), way(address, folder) as url:
         suite = await start_suite("fuzzingclient", globs, parallel, folder / "report", url)
         return build, await finish_suite(suite, folder / "report")
 
@@ -363,13 +391,16 @@ async def run(options: argparse.Namespace) -> int:
     globs = parse_cases(options.cases)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        check = check_client if options.side == "client" else check_server
-        build, results = await check(
-            options.transport, globs, options.parallel, Path(name), ["--no-takeover"] if options.no_takeover else []
-        )
+        more = ["--no-takeover"] if options.no_takeover else []
+        if options.side == "client":
+            build, results = await check_client(options.transport, globs, options.parallel, Path(name), more)
+        else:
+            build, results = await check_server(options.transport, options.via, globs, options.parallel, Path(name), more)
     how = "without" if options.no_takeover else "with"
     seconds = time.monotonic() - begin
-    title = f"{options.side}, {options.transport}, {build} build, {how} context takeover, cases {options.cases}: {seconds:.0f} s"
+    via = " via bridge" if options.via == "bridge" or options.transport in BRIDGED else ""
+    where = f"{options.side}, {options.transport}{via}"
+    title = f"{where}, {build} build, {how} context takeover, cases {options.cases}: {seconds:.0f} s"
     text = table(results)
     if options.markdown:
         Path(options.markdown).write_text(f"### {title}\n\n{text}")
@@ -390,7 +421,8 @@ def main() -> None:
     what.add_argument("--ci", action="store_true", help=f"cases {CI_CASES} over TCP")
     what.add_argument("--cases", default=CI_CASES, help=f"groups, ranges or globs, as in 1-7,12.1.*,13.x.1-8; or all ({CI_CASES})")
     parser.add_argument("--side", choices=("server", "client"), default="server", help="which side of ours is tested")
-    parser.add_argument("--transport", choices=("tcp", "tls", "unix"), default="tcp")
+    parser.add_argument("--transport", choices=("tcp", "tls", "unix", *BRIDGED), default="tcp")
+    parser.add_argument("--via", choices=("relay", "bridge"), help="what leads from TCP to our server's transport (relay)")
     parser.add_argument("--parallel", type=int, default=2, help="cases run at once (2)")
     parser.add_argument("--no-takeover", action="store_true", help="compress each message by itself")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table there")

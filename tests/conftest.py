@@ -31,7 +31,14 @@ FAILED = pytest.StashKey[bool]()
 
 def pytest_collection_finish() -> None:
     _make_what_lasts()
-    # What exists by now stays: frozen objects are not walked by each collection, nor by _greenlets().
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_exists_stays() -> None:
+    """Freeze what came before this module: frozen objects are not walked by each collection, nor by _greenlets().
+
+    Reports, rewritten modules and the like pile up, and would make each test slower than the one before.
+    """
     gc.collect()
     gc.freeze()
 

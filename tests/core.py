@@ -50,13 +50,13 @@ class Outcome(NamedTuple):
     failure: tuple[int, str] | None
 
 
-def core(build: str) -> ModuleType:
-    return import_module("gws_gevent.protocol") if build == "plain" else compiled("protocol")
+def core(build: str, name: str = "protocol") -> ModuleType:
+    return import_module(f"gws_gevent.{name}") if build == "plain" else compiled(name)
 
 
 def new_protocol(build: str, side: str = "SERVER", **options: Any) -> Any:
-    module = core(build)
-    return module.Protocol(module.ProtocolRules(Side[side], ServerOptions(**options)))
+    rules = core(build, "protocol_rules").ProtocolRules(Side[side], ServerOptions(**options))
+    return core(build).Protocol(rules)
 
 
 def frame(side: str, first: int, payload: bytes = b"") -> bytes:

@@ -6,7 +6,7 @@ here: the package's own client, assertions about one subject.
 
 from __future__ import annotations
 
-import os
+import random
 import socket as plain_socket
 import struct
 from collections.abc import Iterator
@@ -28,6 +28,8 @@ __all__ = [
 
 #: The example of RFC 6455 section 1.3.
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+#: Masking keys. Seeded, so that the same frames make the same names of tests in every process.
+_masking_keys = random.Random(6455)
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 #: Seconds any single wait of a raw client may take.
 PATIENCE = 10.0
@@ -91,7 +93,7 @@ def frame(
         head += struct.pack("!H" if form == 126 else "!Q", declared)
     if not masked:
         return head + payload
-    key = os.urandom(4)
+    key = _masking_keys.randbytes(4)
     size = len(payload)
     pad = (key * (size // 4 + 1))[:size]
     return head + key + (int.from_bytes(payload, "big") ^ int.from_bytes(pad, "big")).to_bytes(size, "big")

@@ -9,6 +9,7 @@ child of the process, and from then on the standard library takes each exit stat
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ __all__ = [
     "Finished",
     "ServerProcess",
     "free_port",
+    "require_installed",
     "require_module",
     "require_tool",
     "run_program",
@@ -66,6 +68,12 @@ def require_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         _missing(f"{name} cannot be imported: {error}")
+
+
+def require_installed(name: str) -> None:
+    """`require_module`, without the import: for what patches the process that imports it."""
+    if importlib.util.find_spec(name) is None:
+        _missing(f"{name} is not installed")
 
 
 def _missing(reason: str) -> NoReturn:

@@ -99,6 +99,7 @@ def results() -> Results:
     found.keepalive = {OURS: 2100.0}
     found.parked = 600.0
     found.tls_idle = {OURS: 9000.0, memory.BARE: 6000.0}
+    found.wsgi_idle = {OURS: 2000.0, memory.IN_APPS["wsgi"]: 2080.0, memory.IN_APPS["flask"]: 2200.0}
     found.handshakes = {OURS: [100.0, 300.0], "picows": [100.0, 100.0]}
     found.quiet, found.flooded = {OURS: [10.0]}, {OURS: [30.0]}
     found.collected = {"10 connections over TCP": Collected(10, 0.0015, 4.0)}
@@ -121,6 +122,11 @@ def test_tables_show_what_was_measured_and_nothing_else() -> None:
             ["gws_gevent, parked", "-", "600", "-", "0.30"],
         ],
         "Memory per idle TLS connection": [["gws_gevent 1.0", "9,000", "1.00"], ["a bare SSLObject", "6,000", "0.67"]],
+        "Memory per idle connection that was upgraded in a WSGI app": [
+            ["gws_gevent 1.0", "2,000", "1.00"],
+            ["gws_gevent, upgraded in a WSGI app", "2,080", "1.04"],
+            ["gws_gevent, upgraded in Flask", "2,200", "1.10"],
+        ],
         "Handshakes per second": [["gws_gevent 1.0", "200", "1.00"], ["picows", "100", "0.67"]],
         "Fairness": [["gws_gevent 1.0", "10", "30", "3.00"]],
         "A full garbage collection": [["10 connections over TCP", "1.5", "4.0"]],
@@ -137,6 +143,8 @@ def test_what_is_to_be_reached_is_judged() -> None:
     rows = {row[0]: row[1:] for row in report.tables(found)[0].rows}
     assert rows["idle connection over TCP, after a round of keepalive"] == ["2,100 bytes", "at most 2,300 bytes", "yes"]
     assert rows["idle connection over a Unix socket, after a round of keepalive"] == ["-", "at most 2,300 bytes", "-"]
+    assert rows["idle connection that was upgraded in a WSGI app"] == ["1.04 x a direct one", "at most 1.05 x a direct one", "yes"]
+    assert rows["idle connection that was upgraded in Flask"] == ["1.10 x a direct one", "at most 1.05 x a direct one", "no"]
     assert rows["idle TLS connection, above a bare SSLObject"] == ["3,000 bytes", "at most 2,300 bytes", "no"]
     assert rows["handshakes per second"] == ["2.00 x picows", "at least 2.00 x picows", "yes"]
     assert rows["p99 of 99 connections beside a flood"] == ["3.00 x without", "at most 2.00 x without", "no"]
@@ -147,7 +155,8 @@ def test_what_is_to_be_reached_is_judged() -> None:
         "no",
     ]
     found.rates[Shape(100, 64, 16), GO] = [10.0]
-    assert report.tables(found)[0].rows[11][1] == "0.70 of the floor, 7.00 x picows, 7.00 x gws"
+    rows = {row[0]: row[1:] for row in report.tables(found)[0].rows}
+    assert rows["100 x 64 B, 16 deep"][0] == "0.70 of the floor, 7.00 x picows, 7.00 x gws"
 
 
 @pytest.mark.parametrize(
@@ -332,12 +341,14 @@ def test_every_library_that_is_installed_is_measured(tmp_path: Path, monkeypatch
 @ON_LINUX
 @pytest.mark.slow
 def test_memory_is_measured(tmp_path: Path) -> None:
-    only = ("--only", "idle,parked,collector", "--library", "websockets")
+    only = ("--only", "idle,parked,wsgi-idle,collector", "--library", "websockets")
     text = quick(tmp_path, *only, "--connections", "20,40", "--settle", "0.1")
     number = r"-?[\d,]+"
     assert has_rows(text, "gws_gevent", number, number, number, r"1\.00"), text
     assert has_rows(text, "gws_gevent,", number, number, number, r"-?\d+\.\d\d"), text
     assert has_rows(text, "40 connections", r"\d+\.\d", r"-?\d+\.\d"), text
+    for name in memory.IN_APPS.values():
+        assert has_rows(text, re.escape(name.rpartition(" ")[0]), number, r"-?\d+\.\d\d") or "Flask were not measured" in text, text
     assert has_rows(text, "1,000 connections", r"\d+\.\d", r"-?\d+\.\d"), text
     assert "pings came" not in text
     assert ("has no park_after" in text) == ("park_after" not in {item.name for item in fields(ServerOptions)})

@@ -302,6 +302,16 @@ def test_a_connection_that_fails_stops_nobody_and_is_reported(callback: bool) ->
         bad[1].stream.error = None
 
 
+@pytest.mark.parametrize("callback", [None, lambda conn, error: None])
+def test_what_is_no_connection_is_reported_and_stops_nobody(callback: Any) -> None:
+    with paired(Recorder()) as pair:
+        members: Any = [None, pair.server, "somebody"]
+        failed = Broadcaster(Opcode.TEXT, "x").broadcast(members, callback)
+        assert {one: type(error) for one, error in failed.items()} == {None: TypeError, "somebody": TypeError}
+        assert pair.client.receive(timeout=5) == "x"
+        gevent.sleep(0)
+
+
 def test_an_exception_in_a_callback_reaches_the_hub_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Any] = []
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda context, kind, value, traceback: errors.append(value))

@@ -42,6 +42,7 @@ from gws_gevent.cli.load import GIVE_UP_AFTER, Load
 from gws_gevent.cli.load_plan import MAX_KIND, MAX_KINDS, OTHER_ERRORS, Counts, Plan
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.pairs import serving, url_of
+from tests.proxies import http_proxy, socks_proxy
 from tests.support import ROOT, Finished, free_port, require_module, run_program, run_server_process, wait_until
 
 pytestmark = pytest.mark.slow
@@ -283,6 +284,19 @@ def test_a_server_that_answers_twice(bench: Bench, rate: list[str]) -> None:
         data = bench.measure(url_of(server), "--connections", "1", "--duration", "0.3", *rate)
     assert data["messages"]["answered"] == data["messages"]["sent"]
     assert data["other_messages"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5h"])
+def test_through_a_proxy(bench: Bench, kind: str) -> None:
+    if kind != "http":
+        require_module("python_socks")
+    with serving(Echo()) as server, (http_proxy if kind == "http" else socks_proxy)() as between:
+        args = ["--connections", "3", "--duration", "0.1", "--proxy", f"{kind}://{between.place}"]
+        assert bench.measure(url_of(server), *args)["messages"]["answered"] > 0
+        assert len(between.heads) == 3
+        data = bench.measure(url_of(server), "--connections", "2", "--proxy", f"http://127.0.0.1:{free_port()}", status=1)
+    (said,) = data["errors"]
+    assert "cannot be reached" in said
 
 
 def test_a_reply_is_compared_if_asked_for(bench: Bench) -> None:
@@ -584,7 +598,7 @@ def assert_one_line(finished: Finished, status: int, *said: str) -> None:
     [
         ([], "the following arguments are required: URL"),
         (["http://127.0.0.1/"], "a WebSocket URL begins with ws:// or wss://"),
-        (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'; known are quic, tcp, tls, unix\n"),
+        (["ws+nothing://127.0.0.1/"], "no transport serves 'nothing'; known are h3, kcp, quic, tcp, tls, unix\n"),
         (["ws://127.0.0.1/", "again"], "unrecognized arguments: again (see gws-gevent bench --help)\n"),
         (["ws://127.0.0.1/", "--cert", "c.pem"], "--cert: ws://127.0.0.1/ uses no TLS"),
         (["wss://127.0.0.1/", "--key", "k.pem"], "--key: needs --cert"),
@@ -592,6 +606,8 @@ def assert_one_line(finished: Finished, status: int, *said: str) -> None:
         (["ws://127.0.0.1/", "--header", "Upgrade: h2c"], "--header: Upgrade belongs to the handshake"),
         (["ws://127.0.0.1/", "--header", "a: 1", "--header", "A: 2"], "--header 'A: 2': A is given twice"),
         (["ws://127.0.0.1/", "--subprotocol", "a b"], "--subprotocol: each must be an HTTP token"),
+        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "'ftp://x': a proxy is http://HOST:PORT, socks5://HOST:PORT or"),
+        (["ws+unix:/x", "--proxy", "http://x"], "ws+unix does not go through proxies"),
         (["ws://127.0.0.1/", "--timeout", "never"], "argument --timeout: 'never' is not a positive number of seconds"),
         (["ws://127.0.0.1/", "--duration", "0"], "argument --duration: '0' is not a positive number of seconds"),
         (["ws://127.0.0.1/", "--ramp", "inf"], "argument --ramp: 'inf' is not a positive number of seconds"),

@@ -369,7 +369,7 @@ def test_an_interrupt_ends_the_opening_handshake() -> None:
         ([], "the following arguments are required: URL"),
         (["http://127.0.0.1/"], "a WebSocket URL begins with ws:// or wss://"),
         (["ws://127.0.0.1:99999/"], "a port is 1 to 65535"),
-        (["ws+nothing://127.0.0.1/"], "ws+nothing://127.0.0.1/: no transport serves 'nothing'; known are quic, tcp, tls, unix\n"),
+        (["ws+nothing://a/"], "ws+nothing://a/: no transport serves 'nothing'; known are h3, kcp, quic, tcp, tls, unix\n"),
         (["ws+memory://name/"], "ws+memory://name/: memory stays inside of one process"),
         (["ws://127.0.0.1/", "again"], "unrecognized arguments: again (see gws-gevent connect --help)\n"),
         (["ws://127.0.0.1/", "--cert", "c.pem"], "--cert: ws://127.0.0.1/ uses no TLS"),

@@ -27,6 +27,7 @@ from gws_gevent.options import PermessageDeflate, ServerOptions
         ("ping_interval=none", None),
         ("max_connections=None", None),
         ("max_connections=10", 10),
+        ("context_vars=request_id,current_context", ("request_id", "current_context")),
         ("check_utf8=false", False),
         ("no_delay=True", True),
         ("no_delay=YES", True),

@@ -22,7 +22,7 @@ from gws_gevent import (
     connect,
 )
 from gws_gevent.transports.tls_contexts import client_context
-from tests.support import Finished, ServerProcess, run_program, run_server_process, wait_until
+from tests.support import Finished, ServerProcess, require_module, run_program, run_server_process, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +101,27 @@ def test_every_address_is_printed_in_one_line(tmp_path: Path) -> None:
                 conn.send("over here")
                 assert conn.receive(timeout=5) == "over here"
     assert not path.exists()
+
+
+def test_one_app_on_every_transport_at_once(tls_files: Files, tmp_path: Path) -> None:
+    require_module("aioquic")
+    binds = ["quic://127.0.0.1:0", "--bind", "h3://127.0.0.1:0", f"unix:{tmp_path}/s", "--bind", ANY_PORT, "tcp://127.0.0.1:0"]
+    context = client_context(tls_files.ca)
+    with run_server_process([*SERVE, "--cert", tls_files.cert, "--key", tls_files.key, "--bind", *binds]) as server:
+        quic, h3, unix, tls, tcp = server.addresses[:5]
+        places = [quic.replace("quic", "ws+quic"), h3.replace("h3", "wss+h3"), f"ws+{unix}:", tls.replace("tls", "wss")]
+        conns = [connect(f"{place}/chat", ssl_context=context if "unix" not in place else None) for place in places]
+        conns.append(connect(tcp.replace("tcp", "ws") + "/chat"))
+        for conn in conns:
+            wait_until(lambda conn=conn: "5 here" in conn.receive(timeout=5))
+        conns[0].send("hello all")
+        for conn in conns:
+            assert str(conn.receive(timeout=5)).endswith(": hello all")
+            conn.close()
+        # Whoever came by TLS is told of HTTP/3.
+        with pytest.raises(HandshakeRefused) as caught:
+            connect(tls.replace("tls", "wss") + "/", ssl_context=context)
+        assert caught.value.headers.get("alt-svc") == f'h3=":{h3.rpartition(":")[2]}"; ma=86400'
 
 
 @pytest.mark.parametrize(
@@ -485,7 +506,7 @@ def test_a_file_that_is_no_certificate_is_told_in_one_line(tls_files: Files, tmp
         (["3090"], "unrecognized arguments: 3090; did you mean --bind :3090? (see gws-gevent serve --help)\n"),
         (["app:echo"], "unrecognized arguments: app:echo (see gws-gevent serve --help)\n"),
         (["--bind", "::1:3001"], "an IPv6 address stands in brackets"),
-        (["--bind", "ftp://127.0.0.1:0"], "--bind ftp://127.0.0.1:0: no transport serves 'ftp'; known are quic, tcp, tls, unix\n"),
+        (["--bind", "ftp://:0"], "--bind ftp://:0: no transport serves 'ftp'; known are h3, kcp, quic, tcp, tls, unix\n"),
         (["--bind", "unix:/no/such/folder/x.sock"], "No such file or directory"),
         (["--bind", "tls://127.0.0.1:0"], "--bind tls://127.0.0.1:0: needs --cert"),
         (["--bind", "unix:/run/x.sock", "--cert", "c.pem"], "--cert: no endpoint uses TLS"),

@@ -13,17 +13,22 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+from gevent.event import Event
 from gevent.server import StreamServer
 
 from gws_gevent import (
     Client,
     ClientOptions,
     Close,
+    Connection,
     ConnectionClosed,
     EndpointError,
+    GwsError,
     HandshakeError,
     HandshakeRefused,
+    Message,
     MessageTooLarge,
+    Reconnect,
     ServerOptions,
     TransportError,
     answers,
@@ -302,6 +307,43 @@ def test_a_handler_runs_in_a_greenlet_of_its_own() -> None:
     assert client.events[0] == ("open",)
 
 
+def test_what_a_handler_reads_nobody_else_may() -> None:
+    """Before its greenlet has run, while it waits, and while one of its callbacks blocks."""
+
+    class Busy(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            super().on_message(conn, message)
+            if message.data == "block":
+                go_on.wait(5)
+            elif message.data == "receive":
+                self.events.append(("message", conn.receive(timeout=5)))
+
+    go_on = Event()
+    handler = Busy()
+    with serving(EchoHandler()) as server:
+        conn = connect(url_of(server), handler)
+        reads = (conn.receive, conn.receive_stream, lambda: conn.receive(timeout=1), lambda: next(conn))
+        for state in ("not begun", "waiting", "blocked"):
+            for read in reads:
+                with pytest.raises(GwsError, match=r"by its handler|another greenlet is reading"):
+                    read()
+            if state == "waiting":
+                conn.send("block")
+                wait_until(lambda: handler.messages)
+            else:
+                handler.open.get(timeout=5)
+        go_on.set()
+        conn.send("receive")
+        conn.send("received")
+        wait_until(lambda: len(handler.messages) == 3)
+        conn.close()
+        for read in reads[:3]:
+            with pytest.raises(ConnectionClosed):
+                read()
+    assert handler.messages == ["block", "receive", "received"]
+    assert handler.infos[0].clean
+
+
 def test_a_function_as_a_clients_handler() -> None:
     said: list[Any] = []
 
@@ -369,6 +411,14 @@ def test_from_stream_has_a_deadline() -> None:
     ours.close()
 
 
+@pytest.mark.parametrize("wrong", [{"ssl_context": 5}, {"ssl_context": True}, {"server_name": b"localhost"}])
+def test_arguments_of_another_kind_are_named_before_anything_is_opened(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    for open_one in (connect, Reconnect):
+        with pytest.raises(TypeError, match=f"^{name}: must be .*, not {value!r}$"):
+            open_one("wss://127.0.0.1:1/", **wrong)
+
+
 def test_from_stream_follows_no_redirect() -> None:
     ours, theirs = memory_pair()
     opening = gevent.spawn(lambda: Client.from_stream(theirs))
@@ -423,7 +473,7 @@ def test_a_client_of_ones_own() -> None:
     client = Client(ClientOptions(subprotocols=["a"]))
     with serving(EchoHandler(), ServerOptions(subprotocols=["a"])) as server:
         conns = [client.connect(url_of(server)) for _ in range(3)]
-        assert [conn.id for conn in conns] == [1, 2, 3]
+        assert len({conn.id for conn in [*conns, *server.connections]}) == 6, "also over clients and servers"
         assert {conn.subprotocol for conn in conns} == {"a"}
         assert set(client.connections) == set(conns)
         for conn in conns:

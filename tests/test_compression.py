@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gws_gevent import (
+    Broadcaster,
     ClientOptions,
     Connection,
     HandshakeError,
@@ -28,12 +29,13 @@ from gws_gevent import (
     Opcode,
     PermessageDeflate,
     PreparedMessage,
+    Rooms,
     Server,
     ServerOptions,
     WriteQueueFull,
     connect,
 )
-from gws_gevent.extensions.deflate import Compression
+from gws_gevent.extensions.deflate import Compression, Deflate
 from gws_gevent.extensions.permessage_deflate import Agreement
 from gws_gevent.frames import COMPRESSED, Side
 from gws_gevent.handshake import accept_key
@@ -69,9 +71,8 @@ def options_for(side: str) -> Any:
 
 
 def new_protocol(build: str, side: str, keep: bool = False, **options: Any) -> Any:
-    module = core(build)
-    rules = module.ProtocolRules(Side[side], options_for(side)(permessage_deflate=PermessageDeflate(), **options))
-    protocol = module.Protocol(rules)
+    set_options = options_for(side)(permessage_deflate=PermessageDeflate(), **options)
+    protocol = core(build).Protocol(core(build, "protocol_rules").ProtocolRules(Side[side], set_options))
     protocol.agree(Agreement(not keep, not keep, 15, 15))
     return protocol
 
@@ -144,7 +145,7 @@ def test_reserved_bits_that_mean_nothing(build: str, side: str, first: int) -> N
 def test_rsv1_needs_an_agreement(build: str, side: str) -> None:
     module = core(build)
     for deflate in (None, PermessageDeflate()):
-        rules = module.ProtocolRules(Side[side], options_for(side)(permessage_deflate=deflate))
+        rules = core(build, "protocol_rules").ProtocolRules(Side[side], options_for(side)(permessage_deflate=deflate))
         assert outcome(module.Protocol(rules), frame(side, FIN | RSV1 | TEXT, pack("x"))) == ([], RESERVED_BITS)
 
 
@@ -269,8 +270,7 @@ def test_any_split_in_both_builds_gives_the_same(case: tuple[bytes, list[int]], 
 
 def test_rules_are_shared_by_all_that_keep_no_context() -> None:
     for build in ("plain", "compiled"):
-        module = core(build)
-        rules = module.ProtocolRules(Side.SERVER, ServerOptions(permessage_deflate=PermessageDeflate()))
+        rules = core(build, "protocol_rules").ProtocolRules(Side.SERVER, ServerOptions(permessage_deflate=PermessageDeflate()))
         reset, other, kept = Agreement(True, True, 15, 15), Agreement(True, True, 15, 9), Agreement(False, True, 15, 15)
         assert rules.agreed(reset) is rules.agreed(reset)
         assert rules.agreed(reset) is not rules.agreed(other)
@@ -407,6 +407,60 @@ def test_what_is_to_be_compressed_is_compressed_though_it_gets_larger() -> None:
     frames, got = on_the_wire(write)
     assert [first for first, _ in frames] == [FIN | RSV1 | BINARY, FIN | TEXT]
     assert (unpack(frames[0][1]), got) == (b"x", [b"x", ""])
+
+
+def test_every_way_of_writing_takes_compress() -> None:
+    """Above the threshold, below it, and where compressing makes it larger."""
+
+    def write(conn: Connection) -> None:
+        for data in (PROSE, "short", "~"):
+            for compress in (None, True, False):
+                conn.send(data, compress)
+                conn.write_text(data, compress=compress)
+                conn.write_binary(data.encode(), compress=compress)
+                conn.writev(Opcode.TEXT, data, "", compress=compress)
+                conn.write_async(Opcode.TEXT, data, compress=compress)
+                conn.writev_async(Opcode.TEXT, "", data, compress=compress)
+                conn.write_prepared(PreparedMessage(Opcode.TEXT, data, compress))
+                assert Broadcaster(Opcode.TEXT, data, compress).broadcast([conn]) == {}
+                rooms.join("room", conn)
+                assert rooms.broadcast("room", Opcode.TEXT, data, compress=compress) == {}
+                thread = threading.Thread(
+                    target=lambda data=data, compress=compress: (
+                        conn.send(data, compress),
+                        conn.write_async(Opcode.TEXT, data, None, compress),
+                        conn.write_prepared(PreparedMessage(Opcode.TEXT, data, compress)),
+                    )
+                )
+                thread.start()
+                while thread.is_alive():
+                    gevent.sleep(0.001)
+                gevent.sleep(0.005)
+
+    rooms: Rooms = Rooms()
+    frames, got = on_the_wire(write)
+    assert len(got) == 9 * 12
+    assert {one if isinstance(one, str) else one.decode() for one in got} == {PROSE, "short", "~"}
+    # As the threshold says, compressed, not compressed; and the same for what is short.
+    bits = [bool(first & RSV1) for first, _ in frames]
+    assert [set(bits[at : at + 12]) for at in range(0, 108, 12)] == [{True}, {True}, {False}] + [{False}, {True}, {False}] * 2
+
+
+def test_a_client_takes_compress_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed: list[bytes] = []
+    original = Deflate.compress
+    monkeypatch.setattr(Deflate, "compress", lambda self, data, *how: compressed.append(data) or original(self, data, *how))
+    server = Recorder()
+    deflate = PermessageDeflate()
+    with paired(server, ServerOptions(permessage_deflate=deflate), None, ClientOptions(permessage_deflate=deflate)) as pair:
+        for data, compress, count in (("short", None, 0), ("short", True, 3), (PROSE, None, 3), (PROSE, False, 0)):
+            compressed.clear()
+            pair.client.write_prepared(PreparedMessage(Opcode.TEXT, data, compress))
+            assert Broadcaster(Opcode.TEXT, data, compress).broadcast([pair.client]) == {}
+            pair.client.write_async(Opcode.TEXT, data, compress=compress)
+            assert compressed == [data.encode()] * count
+        wait_until(lambda: len(server.messages) == 12)
+    assert server.messages == ["short"] * 6 + [PROSE] * 6
 
 
 def test_every_way_of_writing_compresses() -> None:

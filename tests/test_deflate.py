@@ -87,7 +87,7 @@ def test_pieces_make_one_message(codec: str, keep: bool) -> None:
 @CODECS
 def test_a_message_without_takeover_is_what_a_new_compressor_makes_of_it(codec: str) -> None:
     server, _ = ends(codec=codec)
-    compression = server._compression
+    compression = server.compression
     for message in (words(1000, 1), words(1000, 2), bytes(70_000), words(1000, 1)):
         fresh = compression.new_compressor(15)
         assert server.compress(message) == (fresh.compress(message) + fresh.flush(zlib.Z_SYNC_FLUSH))[:-4]

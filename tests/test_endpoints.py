@@ -60,7 +60,7 @@ def test_a_wrong_handler_is_told_before_anything_is_dialled() -> None:
 
 
 def test_a_server_has_a_handler_or_on_request() -> None:
-    with pytest.raises(TypeError, match="a server needs a handler, or on_request"):
+    with pytest.raises(TypeError, match="a server needs a handler, on_request, or a WSGI app"):
         Server()
     with pytest.raises(TypeError, match="give a handler or on_request, not both"):
         Server(echo, on_request=lambda request: echo)

@@ -20,7 +20,7 @@ from gws_gevent import ClientOptions, Connection, HandshakeRefused, TransportErr
 from gws_gevent.transports.tls_contexts import client_context
 from tests.pairs import Recorder
 from tests.peers.programs import accepts, browser, connect_from, nginx, running
-from tests.support import ROOT, ServerProcess, free_port, run_program, run_server_process, wait_until
+from tests.support import ROOT, ServerProcess, free_port, require_installed, run_program, run_server_process, wait_until
 
 EXAMPLES = ROOT / "examples"
 ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -44,13 +44,17 @@ def echoes(conn: Connection) -> None:
         assert conn.receive(timeout=10) == message
 
 
+#: What can be run by itself; the apps of WSGI servers cannot, and manage.py is Django's.
+PROGRAMS = [path for path in sorted(EXAMPLES.rglob("*.py")) if "__main__" in path.read_text() and path.name != "manage.py"]
+
+
 def test_every_example_is_run_by_a_test() -> None:
-    tested = Path(__file__).read_text()
-    missing = [path.name for path in EXAMPLES.rglob("*.py") if path.name not in tested]
-    assert not missing
+    tested = "".join(Path(__file__).with_name(name).read_text() for name in ("test_examples.py", "test_example_chats.py"))
+    missing = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", "") and path.name not in tested]
+    assert not missing  # chat_static is a part of flask_chat and django_chat
 
 
-@pytest.mark.parametrize("name", sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")))
+@pytest.mark.parametrize("name", [str(path.relative_to(EXAMPLES)) for path in PROGRAMS])
 def test_help_shows_the_docstring(name: str) -> None:
     finished = run_program([sys.executable, str(EXAMPLES / name), "--help"], env=ENV)
     assert (finished.status, finished.errors) == (0, "")
@@ -185,6 +189,15 @@ def test_tls(tmp_path: Path) -> None:
             echoes(old)
         with pytest.raises(TransportError):
             dial("old.example")
+
+
+def test_a_load_test_with_locust() -> None:
+    require_installed("locust")
+    with example("echo_handler.py", "127.0.0.1:0") as server:
+        args = [sys.executable, str(EXAMPLES / "load_test.py"), "--host", url(server, "").rstrip("/"), "--users", "5"]
+        finished = run_program([*args, "--seconds", "1"], env=ENV, timeout=60)
+    assert finished.status == 0, finished.errors
+    assert "WS CALL  hello" in finished.errors
 
 
 @pytest.mark.peer

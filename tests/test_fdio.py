@@ -187,6 +187,24 @@ def test_an_end_is_told_again_and_again(build: str, kind: str) -> None:
 # --- 4: descriptors
 
 
+@BUILDS
+@KINDS
+def test_bytes_are_counted_where_somebody_asked(build: str, kind: str) -> None:
+    with pair(build, kind) as (stream, peer):
+        stream.try_send(b"before")
+        assert stream.info("bytes") is None
+        stream.count_bytes()
+        peer.sendall(b"x" * 1000)
+        assert stream.recv_into(bytearray(ROOM)) == 1000
+        stream.count_bytes()
+        stream.try_send(b"four")
+        stream.try_send_parts([b"and", b"five5"])
+        stream.try_send_frame(0x82, b"y" * 10)
+        stream.try_send_frame(0x82, b"y" * 5000)
+        stream.close()
+        assert stream.info("bytes") == (1000, 4 + 8 + 12 + 5004)
+
+
 def registered_inodes() -> set[int]:
     """The inodes of everything that an epoll of this process watches."""
     found: set[int] = set()

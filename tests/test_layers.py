@@ -20,14 +20,15 @@ from tests.support import ROOT
 LAYERS = {
     **dict.fromkeys(("exceptions", "frames", "options", "_compiled"), 0),
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
-    **dict.fromkeys(("handshake", "http_body", "http_head", "message", "partial_message", "protocol"), 2),
-    **dict.fromkeys(("proxies", "proxy_headers", "redirects", "urls"), 2),
-    **dict.fromkeys(("_fdio", "_tls_stream", "runtime", "timers", "transports"), 3),
+    **dict.fromkeys(("forwarding", "handshake", "http_body", "http_head", "message", "partial_message", "protocol"), 2),
+    **dict.fromkeys(("closing", "extended_connect", "protocol_rules", "proxies", "proxy_headers", "redirects", "urls"), 2),
+    **dict.fromkeys(("_fdio", "_tls_engine", "_tls_stream", "patching", "runtime", "timers", "transports", "watchdog"), 3),
     **dict.fromkeys(
         ("broadcast", "connection", "deadlines", "handler", "incoming", "outgoing", "service", "session", "streamed", "writer"), 4
     ),
-    **dict.fromkeys(("concurrent_map", "rooms"), 4),
+    **dict.fromkeys(("carrying", "concurrent_map", "frame_output", "message_queue", "payloads", "reading", "rooms"), 4),
     **dict.fromkeys(("answers", "client", "dialing", "integrations", "opening", "reconnect", "server", "upgrader"), 5),
+    **dict.fromkeys(("bridge", "foreign", "http_front", "raw_bridge", "socket_streams", "stream_socket", "takeover"), 5),
     **dict.fromkeys(("", "__main__", "cli"), 6),
 }
 
@@ -51,8 +52,8 @@ OWN_LIBRARY = {
     "dialing": {"python_socks"},
     "extensions": {"isal", "zlib_ng"},
     "transports.quic": {"aioquic"},
-    "transports.h3": {"aioquic"},
-    "transports.kcp": {"kcp"},
+    "transports.h3": {"aioquic", "pylsqpack"},
+    "transports.kcp": {"cryptography", "kcp", "siokcp"},
     "integrations": {"engineio", "flask", "flask_sock", "geventwebsocket", "gunicorn", "locust", "simple_websocket"},
     "cli": {"rich"},
 }

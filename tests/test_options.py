@@ -55,9 +55,15 @@ SERVER_ONLY: dict[str, Any] = {
     "response_headers": {},
     "keep_request": False,
     "max_connections": None,
+    "accept_limit": None,
+    "context_vars": (),
+    "keep_alive_timeout": 75,
+    "body_timeout": 30,
+    "max_request_body": GiB,
 }
 CLIENT_ONLY: dict[str, Any] = {
     "headers": {},
+    "transport_params": {},
     "max_redirects": 10,
     "max_response_head": 64 * KiB,
     "streams_per_connection": 100,
@@ -81,6 +87,7 @@ SIZES = {
     "streams_per_connection": 1,
     "max_response_head": 64,
     "max_connections": 1,
+    "accept_limit": 1,
 }
 DEADLINES = {
     "handshake_timeout",
@@ -93,7 +100,16 @@ DEADLINES = {
     "write_timeout",
 }
 FLAGS = {"check_utf8", "no_delay", "recovery", "require_subprotocol", "keep_request"}
-OPTIONAL = {"park_after", "ping_interval", "ping_timeout", "read_timeout", "message_timeout", "write_timeout", "max_connections"}
+OPTIONAL = {
+    "park_after",
+    "ping_interval",
+    "ping_timeout",
+    "read_timeout",
+    "message_timeout",
+    "write_timeout",
+    "max_connections",
+    "accept_limit",
+}
 
 
 def with_fields(names: Sequence[str] | set[str] | dict[str, int]) -> list[tuple[OptionsClass, str]]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from gws_gevent.closing import close_payload, next_state
 from gws_gevent.exceptions import GwsError
 from gws_gevent.frames import Close, CloseCode, CloseInfo, Opcode, State, Step
-from tests.core import BINARY, BUILDS, CLOSE, CONT, FIN, PING, SIDES, TEXT, core, feed, frame, header, new_protocol, outcome
+from tests.core import BINARY, BUILDS, CLOSE, CONT, FIN, PING, SIDES, TEXT, feed, frame, header, new_protocol, outcome
 from tests.test_accel import compiled
 
 RESERVED = (1002, "reserved opcode")
@@ -167,10 +168,8 @@ def test_a_server_does_not_mask() -> None:
     assert out == b"begun\x01\x02hi"
 
 
-@BUILDS
 @pytest.mark.parametrize("code", SENDABLE)
-def test_close_payload(build: str, code: int) -> None:
-    close_payload = core(build).close_payload
+def test_close_payload(code: int) -> None:
     assert close_payload(code) == code.to_bytes(2, "big")
     assert close_payload(code, "é") == code.to_bytes(2, "big") + b"\xc3\xa9"
     assert close_payload(CloseCode.NO_STATUS) == b""
@@ -208,9 +207,7 @@ def test_no_close_frame_after_the_end_and_none_that_is_said_to_be_sent(build: st
 # States
 
 
-@BUILDS
-def test_every_step_in_every_state_is_in_the_table_or_an_error(build: str) -> None:
-    module = core(build)
+def test_every_step_in_every_state_is_in_the_table_or_an_error() -> None:
     allowed = {
         (State.CONNECTING, Step.ACCEPTED): State.OPEN,
         (State.CONNECTING, Step.STREAM_ENDED): State.CLOSED,
@@ -223,10 +220,10 @@ def test_every_step_in_every_state_is_in_the_table_or_an_error(build: str) -> No
     }
     for pair in product(State, Step):
         if pair in allowed:
-            assert module.next_state(*pair) is allowed[pair]
+            assert next_state(*pair) is allowed[pair]
         else:
             with pytest.raises(GwsError, match=f"{pair[1].name} is not possible while {pair[0].name}"):
-                module.next_state(*pair)
+                next_state(*pair)
 
 
 RESET = ConnectionResetError("reset")

@@ -387,7 +387,7 @@ def test_stop_closes_with_1001_and_waits_for_the_handlers() -> None:
             connect(url_of(server), client)
         wait_until(lambda: len(handler.events) == 5)
         server.stop(timeout=5)
-        assert sorted(ended) == [1, 2, 3, 4, 5]
+        assert len(set(ended)) == 5
         assert not server.connections
         server.stop(timeout=5)
     assert all(client.wait_closed().received == Close(1001, "") for client in clients)
@@ -504,23 +504,66 @@ def test_stop_from_a_handler() -> None:
     assert client.wait_closed().received == Close(1001, "")
 
 
-@pytest.mark.slow
-def test_stop_in_a_connections_own_greenlet_stops_the_server() -> None:
+@pytest.mark.parametrize("where", ["on_message", "on_open", "on_close", "parallel"])
+def test_stop_in_a_connections_own_greenlet_does_not_wait_for_itself(where: str) -> None:
     class Stopping(Recorder):
-        def on_message(self, conn: Any, message: Message) -> None:
-            server.stop(0.05)
+        def on_open(self, conn: Any) -> None:
+            super().on_open(conn)
+            conn.session["stops"] = conn.request.path == "/stop"
+            if where == "on_open":
+                self.stop_in(conn)
 
-    handler = Stopping()
-    server = Server(handler)
+        def on_message(self, conn: Any, message: Message) -> None:
+            if where in ("on_message", "parallel"):
+                self.stop_in(conn)
+
+        def on_close(self, conn: Any, info: Any) -> None:
+            super().on_close(conn, info)
+            if where == "on_close":
+                self.stop_in(conn)
+
+        def stop_in(self, conn: Any) -> None:
+            if conn.session["stops"]:
+                server.stop(60)
+                others.append(len(server.connections))
+
+    others: list[int] = []
+    handler, client, other = Stopping(), Recorder(), Recorder()
+    server = Server(handler, ServerOptions(parallel=2 if where == "parallel" else 0))
     running = gevent.spawn(server.run, "127.0.0.1:0")
     wait_until(lambda: server.addresses)
-    client = Recorder()
-    connect(url_of(server), client).send("stop")
+    connect(url_of(server), other)
+    conn = connect(url_of(server) + "stop", client)
+    if where == "on_close":
+        conn.close()
+    elif where != "on_open":
+        conn.send("stop")
     running.get(timeout=5)
-    assert client.wait_closed().received == Close(1001, "")
-    handler.wait_closed()
-    assert len(handler.infos) == 1
+    assert other.wait_closed().received == Close(1001, "")
+    assert client.wait_closed().received == Close(1000 if where == "on_close" else 1001, "")
     wait_until(lambda: not server.connections)
+    assert others == [1]
+    assert len(handler.infos) == 2
+
+
+def test_stop_in_a_function_that_goes_on() -> None:
+    def stop_and_read(conn: Any) -> None:
+        conn.receive()
+        server.stop(60)
+        rest.extend(conn)
+
+    rest: list[Any] = []
+    server = Server(stop_and_read)
+    running = gevent.spawn(server.run, "127.0.0.1:0")
+    wait_until(lambda: server.addresses)
+    with connect(url_of(server)) as conn:
+        conn.send("stop")
+        assert list(conn) == []
+        assert conn.close_info is not None
+        assert conn.close_info.code == 1001
+    running.get(timeout=5)
+    wait_until(lambda: not server.connections)
+    assert rest == []
 
 
 def test_a_timeout_around_stop_leaves_no_server_behind() -> None:

@@ -133,6 +133,15 @@ def test_a_time_further_away_than_the_wheel_reaches_is_asked_about_and_put_back(
     assert len(wheel) == 0
 
 
+@pytest.mark.parametrize("when", [1e9, 1e300, 1.7e308])
+def test_a_time_however_far_away_is_a_time(loop: FakeLoop, wheel: Wheel, when: float) -> None:
+    entry = Entry(loop, when)
+    wheel.schedule(entry, when)
+    loop.pass_seconds(SLOTS * TICK)
+    assert len(entry.asked) == 1
+    assert len(wheel) == 1
+
+
 def test_an_entry_stands_on_the_wheel_once(loop: FakeLoop, wheel: Wheel) -> None:
     entry = Entry(loop)
     wheel.schedule(entry, loop.now + 1)

@@ -124,8 +124,10 @@ def test_an_upgraded_connection_may_be_closed_before_its_read_loop() -> None:
 
 def test_a_function_as_handler_and_a_wrong_one() -> None:
     with pytest.raises(TypeError):
-        Upgrader(None)  # type: ignore[arg-type]
+        Upgrader("echo")  # type: ignore[arg-type]
     ours, theirs = memory_pair()
+    with pytest.raises(TypeError, match="needs a handler"):
+        Upgrader().upgrade_stream(ours)
     serving = gevent.spawn(lambda: Upgrader(lambda conn: conn.send("hello")).upgrade_stream(ours).read_loop())
     assert list(Client.from_stream(theirs)) == ["hello"]
     serving.get(timeout=5)

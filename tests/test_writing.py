@@ -13,6 +13,7 @@ import pytest
 from gevent.event import Event
 
 from gws_gevent import (
+    Broadcaster,
     Client,
     ClientOptions,
     Close,
@@ -36,6 +37,29 @@ from tests.pairs import CountingStream, EchoHandler, Pair, Recorder, paired, ser
 from tests.support import wait_until
 
 TEXT, BINARY = Opcode.TEXT, Opcode.BINARY
+
+
+NUMBER: Any = 5
+LIST: Any = [1]
+
+
+def closed_file() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
+def idle_pipe() -> Any:
+    """A raw file that does not block: `read` returns None."""
+
+    class Idle(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> None:
+            return None
+
+    return Idle()
 
 
 def in_hub(function: Callable[[], Any]) -> Any:
@@ -83,6 +107,7 @@ WRITES: dict[str, tuple[Callable[[Any], object], Any]] = {
     "writev_async": (lambda conn: conn.writev_async(TEXT, "as", "ync"), "async"),
     "write_file": (lambda conn: conn.write_file(BINARY, io.BytesIO(b"in a file")), b"in a file"),
     "write_file empty": (lambda conn: conn.write_file(BINARY, io.BytesIO()), b""),
+    "write_file opened as text": (lambda conn: conn.write_file(TEXT, io.StringIO("ééé"), 2), "ééé"),
     "write_file text": (lambda conn: conn.write_file(TEXT, io.BytesIO("ééé".encode()), 3), "ééé"),
     "write_stream": (lambda conn: conn.write_stream(TEXT, ["in ", "pieces"]), "in pieces"),
     "write_stream of nothing": (lambda conn: conn.write_stream(TEXT, []), ""),
@@ -176,6 +201,21 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "a lone surrogate": (lambda conn: conn.write_text("\ud800"), UnicodeEncodeError),
     "binary str": (lambda conn: conn.write_message(BINARY, "str"), TypeError),
     "None": (lambda conn: conn.send(None), TypeError),
+    "a number as message": (lambda conn: conn.send(5), TypeError),
+    "a list": (lambda conn: conn.send([1]), TypeError),
+    "text that was not prepared": (lambda conn: conn.write_prepared("x"), TypeError),
+    "a file that is none": (lambda conn: conn.write_file(BINARY, NUMBER), TypeError),
+    "a callback that is none": (lambda conn: conn.write_async(TEXT, "x", NUMBER), TypeError),
+    "a callback of parts that is none": (lambda conn: conn.writev_async(TEXT, "x", callback=NUMBER), TypeError),
+    "a broadcast's callback that is none": (lambda conn: Broadcaster(TEXT, "x").broadcast([conn], NUMBER), TypeError),
+    "a function that is none": (lambda conn: conn.submit(NUMBER), TypeError),
+    "a close callback that is none": (lambda conn: conn.add_close_callback(NUMBER), TypeError),
+    "a prepared number": (lambda conn: conn.write_prepared(PreparedMessage(BINARY, NUMBER)), TypeError),
+    "a prepared list": (lambda conn: Broadcaster(BINARY, LIST).broadcast([conn]), TypeError),
+    "a ping of text": (lambda conn: conn.write_ping("x"), TypeError),
+    "a pong of a number": (lambda conn: conn.write_pong(5), TypeError),
+    "a close reason in bytes": (lambda conn: conn.write_close(1000, b"x"), TypeError),
+    "a close code in text": (lambda conn: conn.close("1000"), ValueError),
     "a number": (lambda conn: conn.write_binary(10), TypeError),
     "a number as text": (lambda conn: conn.write_text(10), TypeError),
     "too large": (lambda conn: conn.send(b"x" * 1001), MessageTooLarge),
@@ -191,12 +231,23 @@ REFUSED: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
     "close 5000": (lambda conn: conn.write_close(5000), ValueError),
     "close with a long reason": (lambda conn: conn.write_close(1000, "x" * 124), ValueError),
     "close with a reason and no code": (lambda conn: conn.write_close(1005, "why"), ValueError),
+    "a file opened as text": (lambda conn: conn.write_file(BINARY, io.StringIO("x")), TypeError),
+    "a file that is closed": (lambda conn: conn.write_file(BINARY, closed_file()), ValueError),
+    "a file that has nothing to read yet": (lambda conn: conn.write_file(BINARY, idle_pipe()), BlockingIOError),
     "fragments of no bytes": (lambda conn: conn.write_file(BINARY, io.BytesIO(b"x"), 0), ValueError),
     "a stream of another opcode": (lambda conn: conn.write_stream(Opcode.PONG, [b"x"]), ValueError),
     "a stream whose first piece is bad": (lambda conn: conn.write_stream(BINARY, ["str"]), TypeError),
     "a stream whose first piece is not UTF-8": (lambda conn: conn.write_stream(TEXT, [b"\xff"]), UnicodeDecodeError),
     "a stream that ends inside a character": (lambda conn: conn.write_stream(TEXT, [b"\xc3"]), UnicodeDecodeError),
 }
+
+
+#: What those were given whose TypeError is not about a `str`.
+GIVEN: dict[str, Any] = {
+    "None": None, "a number": 1, "a number as text": 1, "a number as message": 1, "a list": [], "a prepared number": 1,
+    **dict.fromkeys((one for one in REFUSED if one.endswith(" that is none")), NUMBER),
+    "a prepared list": [], "a pong of a number": 1, "a close reason in bytes": b"",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
@@ -207,8 +258,10 @@ def test_what_is_refused_sends_nothing(what: str, side: str) -> None:
     handler, client = Recorder(), Recorder()
     with paired(handler, ServerOptions(**options), client_handler=client, client_options=ClientOptions(**options)) as pair:
         conn = getattr(pair, side)
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             write(conn)
+        given = GIVEN.get(what, "")
+        assert error is not TypeError or f"not {type(given).__name__}" in str(caught.value) or f"not {given!r}" in str(caught.value)
         assert conn.buffered_amount == 0
         conn.send(b"x" * 1000)
         receiver = client if side == "server" else handler

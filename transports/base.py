@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from gws_gevent.exceptions import EndpointError, TransportError
 
 __all__ = [
+    "ENCRYPTED",
     "DialSettings",
     "Dialer",
     "Endpoint",
@@ -30,6 +31,7 @@ __all__ = [
     "TlsFiles",
     "Transport",
     "as_transport_error",
+    "is_encrypted",
     "refuse_unknown_params",
 ]
 
@@ -85,7 +87,8 @@ class Stream(ABC):
         """Facts by name; None where a name does not apply.
 
         "scheme" of the endpoint; "peername" and "sockname" as the socket module gives them; "tls" the SSLObject;
-        "socket" a gevent socket on the same descriptor, which the stream keeps owning; "carrier" the stream below a TLS stream.
+        "socket" a gevent socket on the same descriptor, which the stream keeps owning; "carrier" the stream below a TLS stream;
+        "bytes" (received, sent) on the wire since `count_bytes()`, where the stream, or its carrier, has that and was asked.
         """
 
 
@@ -174,6 +177,9 @@ class Listener(ABC):
     @abstractmethod
     def stop_accepting(self) -> None:
         """Accept no more. Streams that exist go on. Idempotent."""
+
+    def start_accepting(self) -> None:
+        """Accept again after `stop_accepting`; a no-op in transports that never stop for a while."""
 
     @abstractmethod
     def close(self) -> None:
@@ -367,6 +373,15 @@ class Transport(Protocol):
 
     def dialer(self, endpoint: Endpoint, settings: DialSettings) -> Dialer:
         """Make a Dialer; an EndpointError for an endpoint or parameter it does not know."""
+
+
+#: Transports that are always encrypted.
+ENCRYPTED: Final = frozenset({"tls", "quic", "h3"})
+
+
+def is_encrypted(stream: Stream) -> bool:
+    """Tell whether what a stream carries is encrypted by TLS, its own or QUIC's."""
+    return stream.info("scheme") in ENCRYPTED or stream.info("tls") is not None
 
 
 def refuse_unknown_params(endpoint: Endpoint, known: Collection[str] = ()) -> None:

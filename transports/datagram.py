@@ -66,7 +66,7 @@ Address = Any
 BATCH: Final = 64
 #: Bytes of the largest datagram there is.
 LARGEST: Final = 65536
-#: Bytes that the kernel is asked to queue for a server: what arrives while Python does something else for 20 ms.
+#: Bytes that the kernel is asked to queue for a socket: what arrives while Python does something else for 20 ms.
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 
 #: Errors of a send that say nothing of the peer: there is no room now, or the datagram is too large.
@@ -222,6 +222,7 @@ class UdpPort(DatagramPort):
     def __init__(self, sock: _socket.socket, *, connected: bool) -> None:
         """Take over a bound or connected UDP socket."""
         sock.setblocking(False)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, RECEIVE_BUFFER)
         _dont_fragment(sock)
         self._socket: _socket.socket | None = sock
         self._is_connected = connected
@@ -392,7 +393,6 @@ def _bound_to(family: int, address: Address, host: str) -> _socket.socket:
     try:
         if family == _socket.AF_INET6:
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1 if host else 0)
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, RECEIVE_BUFFER)
         if sys.platform == "linux" and address[1]:
             # Two sockets may have one address if both say so. Ours says so while it binds, and again in `share_address`.
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)

@@ -36,6 +36,8 @@ _BUILT_IN: Final = {
     "unix": _BuiltIn("gws_gevent.transports.unix"),
     "memory": _BuiltIn("gws_gevent.transports.memory"),
     "quic": _BuiltIn("gws_gevent.transports.quic", "quic"),
+    "kcp": _BuiltIn("gws_gevent.transports.kcp", "kcp"),
+    "h3": _BuiltIn("gws_gevent.transports.h3", "quic"),
 }
 
 #: Transports registered in code: the one thing here that changes.

@@ -18,6 +18,7 @@ cdef class Poller:
     cdef readonly object hub
     cdef object _watcher
     cdef object _again
+    cdef dict _counts
     cdef int _epoll
     cdef unsigned long _thread
     cdef uint32_t _forks
@@ -60,6 +61,7 @@ cdef class SocketStream:
     cpdef Py_ssize_t try_send(self, data) except -1
     cdef Py_ssize_t receive(self, char *to, Py_ssize_t size) except -2
     cdef Py_ssize_t send(self, const char *data, Py_ssize_t size) except -1
+    cdef int _count(self, int which, Py_ssize_t count) except -1
     cdef int on_input(self, uint32_t events) except -1
     cdef int on_room(self) except -1
     cpdef Py_ssize_t try_send_frame(self, int first_byte, payload) except -1

@@ -102,6 +102,7 @@ cdef enum:
     READER_WOKEN = 64
     WRITER_WOKEN = 128
     PARKED = 256  # `_reader` is no greenlet, but what is to be told of input
+    COUNTED = 512
     # Events that one look at the epoll takes, and the seconds that handling them may take before others have their turn.
     MAX_EVENTS = 512
     MAX_PARTS = 64
@@ -158,6 +159,8 @@ cdef class Poller:
         self._thread = PyThread_get_thread_ident()
         self._forks = forks
         self._free = NO_SLOT
+        # By the addresses of streams: [bytes received, bytes sent]. Only of those that are counted.
+        self._counts = {}
         self._events = PyMem_Malloc(MAX_EVENTS * EVENT_SIZE)
         if self._events == NULL:
             raise MemoryError
@@ -379,6 +382,8 @@ cdef class SocketStream:
             if self._poller is not None:
                 self._poller.remove(self)
             c_close(self._fd)
+        if self._flags & COUNTED:
+            self._poller._counts.pop(<size_t><void *>self, None)
 
     def __repr__(self):
         return f"<SocketStream {self.fileno()}>"
@@ -433,6 +438,8 @@ cdef class SocketStream:
             if received >= 0:
                 if 0 < received < size:
                     self._flags |= DRAINED
+                if self._flags & COUNTED:
+                    self._count(0, received)
                 return received
             if not _is_to_be_repeated(errno, "receive"):
                 self._flags &= ~ENDING
@@ -473,6 +480,8 @@ cdef class SocketStream:
         while True:
             sent = c_send(self._fd, data, size, MSG_NOSIGNAL)
             if sent >= 0:
+                if self._flags & COUNTED:
+                    self._count(1, sent)
                 return sent
             if not _is_to_be_repeated(errno, "send"):
                 return 0
@@ -521,6 +530,8 @@ cdef class SocketStream:
         while True:
             sent = c_sendmsg(self._fd, <msghdr *>message, MSG_NOSIGNAL)
             if sent >= 0:
+                if self._flags & COUNTED:
+                    self._count(1, sent)
                 return sent
             if not _is_to_be_repeated(errno, "send"):
                 return 0
@@ -639,9 +650,22 @@ cdef class SocketStream:
 
     # Facts
 
+    def count_bytes(self):
+        # In the poller, so that a stream whose bytes nobody counts is no larger for it.
+        if not self._flags & COUNTED:
+            self._poller._counts[<size_t><void *>self] = [0, 0]
+            self._flags |= COUNTED
+
+    cdef int _count(self, int which, Py_ssize_t count) except -1:
+        counts = self._poller._counts[<size_t><void *>self]
+        counts[which] += count
+        return 0
+
     def info(self, str key):
         if key == "scheme":
             return "tcp" if self._family == AF_INET or self._family == AF_INET6 else "unix"
+        if key == "bytes":
+            return tuple(self._poller._counts[<size_t><void *>self]) if self._flags & COUNTED else None
         if self._flags & CLOSED:
             return None
         if key == "socket":

@@ -1,49 +1,13 @@
 cimport cython
 
 from ._fdio cimport SocketStream
+from ._tls_engine cimport Buffers, TlsEngine, reason_of
 
 cdef Py_ssize_t RECORD
 cdef Py_ssize_t BATCH
 
 
-cdef class Buffers:
-    cdef object incoming
-    cdef object outgoing
-    cdef bytearray scratch
-    cdef object view
-    cdef bint busy
-
-
-cdef class TlsStream:
-    cdef SocketStream _carrier
-    cdef Buffers _buffers
-    cdef object _ssl
-    cdef object _core
-    cdef object _keep_session
-    cdef bytes _held
-    cdef bytearray _pending
-    cdef bytearray _plain
-    cdef object _on_writable
-    cdef object _linger
-    cdef object _failure
-    cdef unsigned char _more
-    cdef unsigned char _ended
-    cdef unsigned char _stalled
-    cdef unsigned char _sending
-    cdef unsigned char _closed
-
-    @cython.locals(buffers=Buffers)
-    cdef _borrow(self)
-    @cython.locals(buffers=Buffers)
-    cdef _give_back(self, aside)
-    @cython.locals(buffers=Buffers)
-    cdef _set_aside(self)
-    @cython.locals(buffers=Buffers)
-    cdef _put_back(self, aside)
-    cdef bint _advance_handshake(self) except -1
-    @cython.locals(buffers=Buffers, received=Py_ssize_t)
-    cdef _fetch_for_handshake(self)
-    cdef _tell_why(self, error, alert)
+cdef class TlsStream(TlsEngine):
     @cython.locals(received=Py_ssize_t)
     cpdef recv_into(self, buffer)
     cpdef wait_readable(self)

@@ -5,6 +5,8 @@ from .incoming cimport Incoming
 from .service cimport Service
 from .writer cimport Writer
 
+cdef object CONNECTING
+cdef object IDS
 cdef object OPEN
 cdef object CLOSED
 

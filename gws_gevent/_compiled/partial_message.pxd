@@ -21,7 +21,10 @@ cdef class PartialMessage:
     cdef readonly long long remaining
     cdef readonly object stream
     cdef public object next_stream
-    cdef readonly long long given
+    cdef readonly long long declared
+    cdef readonly object inflation
+    cdef readonly long long inflated
+    cdef readonly bint has_more
 
     cpdef bint is_empty(self)
     cpdef int begin_frame(self, int opcode, bint fin, long long length, bytes key, bint compressed) except -1
@@ -38,12 +41,13 @@ cdef class PartialMessage:
     cdef int _check_text(self, Py_ssize_t before) except -1
     cpdef bint is_waiting(self)
     cpdef begin_stream(self, stream)
-    cpdef take_over(self)
-    cpdef bound(self, long long max_size)
-    cpdef begin_piece(self, int opcode, bint fin, long long length, bytes key, bint compressed)
-    cdef _begin_pieces(self)
+    cpdef take_over(self, deflate)
+    cpdef begin_piece(self, int opcode, bint fin, long long length, bytes key, deflate)
+    cdef _begin_pieces(self, deflate)
     @cython.locals(taken=Py_ssize_t)
     cpdef Py_ssize_t add_piece(self, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
-    @cython.locals(buffer=bytearray)
+    @cython.locals(piece=bytes)
     cpdef take_piece(self)
+    @cython.locals(piece=bytes)
+    cdef bytes _inflate_piece(self, inflation)
     cpdef bint end_stream(self) except -1

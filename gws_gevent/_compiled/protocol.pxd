@@ -4,6 +4,7 @@ from ._frame_parser cimport FrameParser
 from ._masking cimport append_frame, unmask, unmask_text
 from .message cimport Message, new_message
 from .partial_message cimport PartialMessage
+from .protocol_rules cimport ProtocolRules
 
 
 cdef object OPEN
@@ -12,21 +13,7 @@ cdef object TEXT
 cdef object BINARY
 cdef object CONTINUATION
 cdef object TOO_BIG
-cdef long long MAX_LENGTH
-
-
-cdef class ProtocolRules:
-    cdef object _options
-    cdef object _compression
-    cdef dict _shared
-    cdef readonly object deflate
-    cdef readonly bint is_client
-    cdef readonly long long max_size
-    cdef readonly long max_fragments
-    cdef readonly bint check_utf8
-    cdef readonly str utf8_errors
-    cdef readonly FrameParser parser
-    cdef readonly FrameParser stream_parser
+cdef Py_ssize_t OUTPUT_SLICE
 
 
 cdef class Protocol:
@@ -47,6 +34,8 @@ cdef class Protocol:
     @cython.locals(parser=FrameParser, fragmented=bint, inflated=Py_ssize_t, before=Py_ssize_t, size=int, payload_at=Py_ssize_t, key_at=Py_ssize_t,
                    length="long long")
     cdef Py_ssize_t _parse_frames(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
+    @cython.locals(rules=ProtocolRules, partial=PartialMessage)
+    cdef bint _may_be_too_big(self) except -1
     cdef Message _whole(self, int opcode, const unsigned char *data, Py_ssize_t at, Py_ssize_t length, Py_ssize_t key_at)
     @cython.locals(rules=ProtocolRules, inflated=bytes)
     cdef Py_ssize_t _inflate(self, list messages, int opcode, payload) except -1
@@ -77,12 +66,11 @@ cdef class Protocol:
     cpdef skip_stream(self)
     @cython.locals(partial=PartialMessage, whole=bytes)
     cdef Py_ssize_t _resume_stream(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
-    @cython.locals(parser=FrameParser, partial=PartialMessage, size=int)
+    @cython.locals(parser=FrameParser, partial=PartialMessage, size=int, inflated=Py_ssize_t)
     cdef Py_ssize_t _stream_frames(self, list messages, const unsigned char *data, Py_ssize_t at, Py_ssize_t end) except -1
-    @cython.locals(inflated=bytes)
-    cdef _inflated_piece(self, PartialMessage partial)
     @cython.locals(parser=FrameParser, key=bytes, key_at=Py_ssize_t)
     cdef Py_ssize_t _stream_header(self, list messages, PartialMessage partial, const unsigned char *data,
                                    Py_ssize_t payload_at) except -1
     cdef _begin_pieces(self, list messages, PartialMessage partial)
-    cdef _add_piece(self, list messages, PartialMessage partial)
+    @cython.locals(before="long long")
+    cdef Py_ssize_t _add_piece(self, list messages, PartialMessage partial) except -1

@@ -1,4 +1,4 @@
-from .protocol cimport ProtocolRules
+from .protocol_rules cimport ProtocolRules
 from .timers cimport Wheel
 
 
@@ -14,9 +14,10 @@ cdef class Service:
     cdef readonly list spare_writers
     cdef list _dirty
     cdef object _logger
-    cdef object _ids
     cdef object _empty
+    cdef long _spared
     cdef dict _when_closed
+    cdef dict _contexts
     cdef readonly unsigned long thread
     cdef readonly long long buffered
     cdef readonly long long write_max_payload_size

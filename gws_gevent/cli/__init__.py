@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gws_gevent import __version__
-from gws_gevent.cli import bench, connect, serve
+from gws_gevent.cli import bench, bridge, connect, serve
 from gws_gevent.cli.errors import OutputError, UsageError
 
 __all__ = ["main"]
 
 PROGRAM = "gws-gevent"
-COMMANDS = (serve, connect, bench)
+COMMANDS = (serve, connect, bench, bridge)
 
 #: Exit statuses beside 0: the work ended badly, the user has to change something, interrupted (128 + SIGINT).
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -76,7 +76,8 @@ def _drop_output() -> None:
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
-        description="WebSocket (RFC 6455) on the command line: a server, a client to talk to any server, and a load for it.",
+        description="WebSocket (RFC 6455) on the command line: a server, a client to talk to any server, a load for it, and a "
+        "bridge between transports.",
         epilog=f"'{PROGRAM} COMMAND --help' tells more about each command. Errors are one line on stderr and exit status 2.",
         allow_abbrev=False,
     )

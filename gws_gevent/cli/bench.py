@@ -18,7 +18,7 @@ from time import perf_counter as clock
 
 import gevent
 
-from gws_gevent.cli.dialing import add_dialing_arguments, client_options, tls_context
+from gws_gevent.cli.dialing import add_dialing_arguments, client_options, proxy_of, tls_context
 from gws_gevent.cli.errors import UsageError, describe, positive_seconds, writing_output
 from gws_gevent.cli.load import Load
 from gws_gevent.cli.load_plan import Counts, Plan
@@ -183,6 +183,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         url=args.url,
         options=_options(args, size, depth),
         ssl_context=context,
+        proxy=proxy_of(args),
         connections=args.connections,
         ramp=args.ramp or 0.0,
         duration=args.duration,

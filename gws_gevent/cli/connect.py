@@ -17,7 +17,7 @@ import gevent
 from gevent.event import Event
 from greenlet import getcurrent
 
-from gws_gevent.cli.dialing import add_dialing_arguments, client_options, tls_context
+from gws_gevent.cli.dialing import add_dialing_arguments, client_options, proxy_of, tls_context
 from gws_gevent.cli.errors import OutputError, UsageError, describe, positive_seconds
 from gws_gevent.cli.terminal import Input, Screen, standard_streams
 from gws_gevent.client import connect
@@ -62,12 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     add_dialing_arguments(parser)
     add = parser.add_argument
-    add(
-        "--proxy",
-        metavar="URL",
-        help="go through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT (default: as the environment says, as in "
-        "https_proxy and no_proxy); none goes straight",
-    )
     add("--reconnect", action="store_true", help="open the connection again whenever it is lost, until the end of the input")
     add(
         "--timeout",
@@ -103,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     talk = Talk(source, screen, args)
     options = client_options(args, handshake_timeout=args.timeout, close_timeout=args.timeout, logger=talk.logger)
     context = tls_context(args)
-    proxy: str | bool | None = True if args.proxy is None else None if args.proxy == "none" else args.proxy
+    proxy = proxy_of(args)
     watcher = gevent.signal_handler(signal.SIGINT, talk.interrupt)
     try:
         if args.reconnect:

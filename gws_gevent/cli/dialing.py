@@ -1,4 +1,4 @@
-"""Arguments that say how to connect to a server: headers, subprotocols, compression, TLS.
+"""Arguments that say how to connect to a server: headers, subprotocols, compression, TLS, a proxy.
 
 Belongs here: what every subcommand that is a client takes. Does not belong here: connecting.
 """
@@ -11,26 +11,41 @@ from collections.abc import Sequence
 from typing import Any
 
 from gws_gevent.cli.errors import UsageError, describe, problem_of_scheme
+from gws_gevent.dialing import Tunnel
 from gws_gevent.exceptions import GwsError
 from gws_gevent.options import ClientOptions, PermessageDeflate
+from gws_gevent.proxies import choose_proxy
 from gws_gevent.transports.base import TlsFiles
 from gws_gevent.transports.tls_contexts import client_context, server_context
 from gws_gevent.urls import parse_url
 
-__all__ = ["add_dialing_arguments", "client_options", "tls_context"]
+__all__ = ["add_dialing_arguments", "client_options", "proxy_of", "tls_context"]
 
 
 def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the URL and the arguments that the two functions below read."""
+    """Describe the URL and the arguments that the functions below read."""
     add = parser.add_argument
     add("url", metavar="URL", help="the server, see below")
     add("--header", action="append", default=[], metavar="NAME:VALUE", help="another header of the request; may be repeated")
     add("--subprotocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer, best first; may be repeated")
     add("--compress", action="store_true", help="compress messages if the server agrees (permessage-deflate)")
+    add(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the transport, as behind the ? of an endpoint: --param mode=fast3 with ws+kcp; may be repeated",
+    )
     add("--insecure", action="store_true", help="with TLS: accept any certificate; anyone in between can then read and change all")
     add("--ca", metavar="FILE", help="with TLS: trust these authorities (PEM) instead of the system's")
     add("--cert", metavar="FILE", help="with TLS over TCP: show the server this certificate (PEM)")
     add("--key", metavar="FILE", help="its private key (PEM; default: in the certificate's file)")
+    add(
+        "--proxy",
+        metavar="URL",
+        help="go through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT (default: as the environment says, as in "
+        "https_proxy and no_proxy); none goes straight",
+    )
 
 
 def client_options(args: argparse.Namespace, **others: Any) -> ClientOptions:
@@ -42,7 +57,11 @@ def client_options(args: argparse.Namespace, **others: Any) -> ClientOptions:
     try:
         compression = PermessageDeflate() if args.compress else None
         return ClientOptions(
-            headers=_headers(args.header), subprotocols=args.subprotocol, permessage_deflate=compression, **others
+            headers=_headers(args.header),
+            subprotocols=args.subprotocol,
+            permessage_deflate=compression,
+            transport_params=_params(args.param),
+            **others,
         )
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('headers', 'header', 1).replace('subprotocols', 'subprotocol', 1)}") from error
@@ -58,6 +77,18 @@ def _headers(texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--header {text!r}: {name.strip()} is given twice")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def _params(texts: Sequence[str]) -> dict[str, str]:
+    params: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--param {text!r}: must be NAME=VALUE")
+        if name in params:
+            raise UsageError(f"--param {text!r}: {name} is given twice")
+        params[name] = value
+    return params
 
 
 def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
@@ -83,6 +114,23 @@ def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         return context
     except GwsError as error:
         raise UsageError(describe(error)) from error
+
+
+def proxy_of(args: argparse.Namespace) -> str | bool | None:
+    """Return what `connect` takes as its proxy.
+
+    Raises:
+        UsageError: it, or that of the environment, cannot be used for this URL.
+    """
+    proxy: str | bool | None = True if args.proxy is None else None if args.proxy == "none" else args.proxy
+    try:
+        url = parse_url(args.url)
+        chosen = choose_proxy(url, proxy)
+        if chosen is not None:
+            Tunnel(chosen, url, ClientOptions())
+    except (GwsError, ImportError) as error:
+        raise UsageError(f"{args.url}: {describe(error)}") from error
+    return proxy
 
 
 def _check_flags(args: argparse.Namespace, secure: bool) -> None:

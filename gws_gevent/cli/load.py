@@ -120,7 +120,7 @@ class Load:
         counts.tried += 1
         began = clock()
         try:
-            line.conn = connect(plan.url, line, plan.options, ssl_context=plan.ssl_context)
+            line.conn = connect(plan.url, line, plan.options, ssl_context=plan.ssl_context, proxy=plan.proxy)
         except HandshakeRefused as refused:
             counts.failed(f"the server answered {refused.status} instead of 101")
         except (GwsError, OSError) as error:
@@ -138,7 +138,7 @@ class Load:
         workers: list[Greenlet] = []
         self.sending = not plan.hold
         self.begun = clock()
-        self.until = self.begun + plan.duration - ARITHMETIC
+        self.until = max(self.begun + plan.duration - ARITHMETIC, self.begun)
         counts.phase = "running"
         for number, line in enumerate(self._lines):
             line.begin(number, len(self._lines))

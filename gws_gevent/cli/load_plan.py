@@ -26,6 +26,7 @@ class Plan:
     """What is to be done.
 
     Attributes:
+        proxy: as of `connect`.
         connections: how many, opened over `ramp` seconds.
         duration: seconds, from when all are open.
         hold: send nothing.
@@ -39,6 +40,7 @@ class Plan:
     url: str
     options: ClientOptions
     ssl_context: ssl.SSLContext | None = None
+    proxy: str | bool | None = True
     connections: int = 1
     ramp: float = 0.0
     duration: float = 10.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -110,6 +111,8 @@ def _parse(name: str, text: str) -> Any:
 def _parsers(kind: Any) -> list[tuple[Callable[[str], Any], str]]:
     """Ways to read a type, best first, each with what it expects in words. Empty: the type cannot be written as text."""
     origin = typing.get_origin(kind)
+    if kind == Sequence[ContextVar[Any] | str]:
+        return [(_list, "a comma-separated list of names")]
     if origin in (typing.Union, UnionType):
         found = [_parsers(part) for part in typing.get_args(kind)]
         # None goes first, for a list could also have an element "none"; an object that may be None can still not be set.

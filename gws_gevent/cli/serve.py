@@ -1,35 +1,30 @@
 """`gws-gevent serve`: a server from the command line.
 
-Belongs here: arguments, signals, the line that tells the addresses. Does not belong here: the default handlers (demo.py),
-reading `--option` (option_texts.py).
+Belongs here: arguments, the line that tells the addresses. Does not belong here: the default handlers (demo.py), reading
+`--option` (option_texts.py), importing what the user names (loading.py), what `bridge` has as well (listening.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
-import os
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from dataclasses import replace
-from importlib import import_module
-from operator import attrgetter
-from typing import Any
+from contextlib import nullcontext
 
-import gevent
-from gevent.event import Event
+import gevent.monkey
 
 from gws_gevent.cli.demo import Demo
-from gws_gevent.cli.errors import UsageError, describe, positive_seconds, problem_of_scheme, writing_output
+from gws_gevent.cli.errors import UsageError, describe, positive_seconds, writing_output
+from gws_gevent.cli.listening import add_listening_arguments, check_certificates, listening_endpoint, tls_files, until_stopped
+from gws_gevent.cli.loading import load_app, load_handler
 from gws_gevent.cli.option_texts import describe_options, server_options
 from gws_gevent.exceptions import EndpointError, GwsError
-from gws_gevent.handler import EventHandler, as_handler
 from gws_gevent.options import ServerOptions
+from gws_gevent.patching import report_early_imports
 from gws_gevent.server import Server
-from gws_gevent.transports.base import Endpoint, ListenSettings, TlsFiles
+from gws_gevent.transports.base import Endpoint, ListenSettings
+from gws_gevent.watchdog import Watchdog
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -37,13 +32,6 @@ NAME = "serve"
 SUMMARY = "run a WebSocket server"
 
 DEFAULT_ENDPOINT = "127.0.0.1:3001"
-#: Endpoints of these schemes have no use for a certificate.
-PLAIN_SCHEMES = frozenset({"tcp", "unix"})
-#: Endpoints of these schemes need one.
-ENCRYPTED_SCHEMES = frozenset({"tls", "quic"})
-#: Where this package is.
-_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
-LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _EPILOG = """\
 endpoints:
@@ -63,6 +51,7 @@ options for --option NAME=VALUE, with their defaults (numbers, sizes such as 16M
 examples:
   gws-gevent serve
   gws-gevent serve --bind :3001 unix:/run/app.sock --handler app:handler --option max_connections=1000
+  gws-gevent serve --wsgi app:app --patch --handler chat:Chat
   gws-gevent serve --bind :443 --cert fullchain.pem --key privkey.pem --option origins=https://example.org
 """
 
@@ -77,60 +66,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an EventHandler, a subclass of it, or a function that takes a connection, also from the current folder; it serves "
         "every path (default: an echo on /echo, a chat room on /chat, and a page that uses both on /)",
     )
-    add("--cert", metavar="FILE", help="certificate chain in PEM form")
-    add("--key", metavar="FILE", help="its private key in PEM form (default: in the certificate's file)")
-    add("--client-ca", metavar="FILE", help="accept only clients with a certificate that one of these authorities signed")
+    add(
+        "--wsgi",
+        metavar="MODULE:APP",
+        help="a WSGI app, as of Flask, Django or Bottle, also from the current folder; it gets every request that does not "
+        "ask for WebSocket, and without --handler those too",
+    )
+    add("--patch", action="store_true", help="call gevent.monkey.patch_all() before the app and the handler are imported")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="set a server option, see below; may be repeated")
     add("--compress", action="store_true", help="compress messages where the client agrees (permessage-deflate)")
-    add("--log-level", choices=LEVELS, default="info", help="least level of what is logged on stderr (default info)")
-    add("--backlog", type=_backlog, default=1024, metavar="N", help="connections the system queues for accept (default 1024)")
+    add_listening_arguments(parser)
     add(
-        "--stop-timeout",
+        "--watchdog",
         type=positive_seconds,
-        default=5.0,
         metavar="SECONDS",
-        help="how long connections have for the closing handshake when the server stops (default 5)",
+        help="log, with the stack, what keeps the server from everything else for so long (default: off; it slows a little)",
     )
     parser.epilog = _EPILOG.format(options=describe_options())
 
 
-def _backlog(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    settings = ListenSettings(backlog=args.backlog, tls=_tls_files(args))
-    endpoints = [_endpoint(text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
-    _check_certificates(endpoints, settings.tls is not None)
+    if args.patch:
+        # Nothing of the user's has been imported yet, and what is imported of ours does not care.
+        gevent.monkey.patch_all()
+    settings = ListenSettings(backlog=args.backlog, tls=tls_files(args))
+    endpoints = [listening_endpoint("--bind", text, settings.tls is not None) for text in args.bind or [DEFAULT_ENDPOINT]]
+    check_certificates("--bind", endpoints, settings.tls is not None)
     options = server_options(args.option, args.compress)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = _make_server(args.handler, options)
-    has_certificates = settings.tls is not None or any("cert" in endpoint.params for endpoint in endpoints)
-    stopping = Event()
+    server = _make_server(args, options)
+    # By an app that patches too late, or before us by what the interpreter loads at its start.
+    report_early_imports()
     # Before the addresses are printed: whoever reads them may send a signal at once.
-    watchers = [gevent.signal_handler(number, stopping.set) for number in (signal.SIGINT, signal.SIGTERM)]
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None:
-        watchers.append(gevent.signal_handler(hangup, lambda: _reload(server) if has_certificates else stopping.set()))
-    try:
-        server.start(*endpoints, settings=settings)
-    except EndpointError as error:
-        raise UsageError(f"--bind {error}") from error
-    except (GwsError, OSError) as error:
-        raise UsageError(describe(error)) from error
-    try:
+    with until_stopped(server, endpoints, settings, args.stop_timeout) as stopping:
+        try:
+            server.start(*endpoints, settings=settings)
+        except EndpointError as error:
+            raise UsageError(f"--bind {error}") from error
+        except (GwsError, OSError) as error:
+            raise UsageError(describe(error)) from error
         with writing_output():
             print("serving on", *server.addresses, flush=True)
-        if args.handler is None:
+        if args.handler is None and args.wsgi is None:
             _show_the_page(server.addresses)
-        stopping.wait()
-    finally:
-        for watcher in watchers:
-            watcher.cancel()  # from here on a signal does what it does to any program
-        server.stop(args.stop_timeout)
+        with Watchdog(args.watchdog) if args.watchdog is not None else nullcontext():
+            stopping.wait()
     return 0
 
 
@@ -154,117 +135,12 @@ def hint_at(argument: str) -> str:
     return f"; did you mean --bind {endpoint}?"
 
 
-def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
-    if args.cert is not None:
-        return TlsFiles(args.cert, args.key, args.client_ca)
-    for flag, value in (("--key", args.key), ("--client-ca", args.client_ca)):
-        if value is not None:
-            raise UsageError(f"{flag}: needs --cert")
-    return None
-
-
-def _endpoint(text: str, tls: bool) -> Endpoint:
+def _make_server(args: argparse.Namespace, options: ServerOptions) -> Server:
+    handler = load_handler(args.handler) if args.handler is not None else None
+    app = load_app(args.wsgi) if args.wsgi is not None else None
     try:
-        endpoint = Endpoint.parse(text)
-    except GwsError as error:
-        raise UsageError(f"--bind {error}") from error
-    problem = problem_of_scheme(endpoint.scheme)
-    if problem is not None:
-        raise UsageError(f"--bind {text}: {problem}")
-    bare = endpoint.scheme == "tcp" and "://" not in text.partition("?")[0]
-    return replace(endpoint, scheme="tls") if bare and tls else endpoint
-
-
-def _check_certificates(endpoints: Sequence[Endpoint], tls: bool) -> None:
-    if tls and all(endpoint.scheme in PLAIN_SCHEMES for endpoint in endpoints):
-        raise UsageError(f"--cert: no endpoint uses TLS: {' '.join(map(str, endpoints))}")
-    for endpoint in endpoints:
-        if endpoint.scheme in ENCRYPTED_SCHEMES and not tls and "cert" not in endpoint.params:
-            raise UsageError(f"--bind {endpoint}: needs --cert, or ?cert=FILE&key=FILE behind the port")
-
-
-def _reload(server: Server) -> None:
-    log = logging.getLogger("gws_gevent")
-    try:
-        server.reload()
-    except GwsError as error:
-        log.error("certificates were not reloaded: %s", describe(error))
-    else:
-        log.info("certificates reloaded")
-
-
-# The handler
-
-
-def _make_server(name: str | None, options: ServerOptions) -> Server:
-    if name is None:
-        return Server(options=options, on_request=Demo())
-    try:
-        return Server(_load_handler(name), options)
+        if handler is None and app is None:
+            return Server(options=options, on_request=Demo())
+        return Server(handler, options, wsgi=app)
     except ValueError as error:  # an option that this handler cannot have
         raise UsageError(f"--option {error}") from error
-
-
-def _load_handler(name: str) -> EventHandler:
-    module_name, separator, path = name.partition(":")
-    if not separator or not module_name or not path:
-        raise UsageError(f"--handler {name}: must be MODULE:OBJECT")
-    if os.sep in module_name or module_name.startswith("."):
-        raise UsageError(f"--handler {name}: MODULE is a module's name, such as app or package.app, not a path")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = import_module(module_name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and module_name.endswith(".py"):
-            raise UsageError(f"--handler {name}: did you mean {module_name.removesuffix('.py')}:{path}?") from error
-        raise UsageError(f"--handler {name}: {module_name} cannot be imported: {_with_place(error)}") from error
-    try:
-        found = attrgetter(path)(module)
-    except AttributeError:
-        raise UsageError(f"--handler {name}: {module_name} has no {path}") from None
-    return _as_handler(found, name)
-
-
-def _as_handler(found: Any, name: str) -> EventHandler:
-    if inspect.iscoroutinefunction(found):
-        raise UsageError(f"--handler {name}: is a coroutine function; a handler here is a plain function")
-    if isinstance(found, type):
-        if not issubclass(found, EventHandler):
-            raise UsageError(f"--handler {name}: is a class, but no EventHandler")
-        try:
-            return found()
-        except Exception as error:
-            raise UsageError(f"--handler {name}: cannot be made without arguments: {_with_place(error)}") from error
-    try:
-        handler = as_handler(found)
-    except TypeError as error:
-        raise UsageError(f"--handler {name}: {error}") from error
-    if handler is not found:
-        _check_takes_a_connection(found, name)
-    return handler
-
-
-def _check_takes_a_connection(function: Any, name: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # as of some that are written in C: it will show
-    try:
-        signature.bind(None)
-    except TypeError as error:
-        raise UsageError(f"--handler {name}: is to be called with one argument, the connection: {error}") from error
-
-
-def _with_place(error: BaseException) -> str:
-    """An error in the user's code in one line: its kind, its text, and the last place outside of this package on the way to it."""
-    said = f"{type(error).__name__}: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
-    # A module that is not there, or a syntax error, is raised in the machinery of imports, which helps nobody.
-    if isinstance(error, SyntaxError) or not frames or frames[-1].filename.startswith("<frozen importlib"):
-        return said
-    # What is compiled or generated has no absolute path.
-    while frames and (frames[-1].filename.startswith(_OURS) or not os.path.isabs(frames[-1].filename)):
-        frames.pop()
-    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said

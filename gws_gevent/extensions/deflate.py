@@ -19,7 +19,7 @@ from gws_gevent.frames import CloseCode, Side
 if TYPE_CHECKING:
     from gws_gevent.options import PermessageDeflate
 
-__all__ = ["Codec", "Compression", "Deflate", "Deflation", "find_codec"]
+__all__ = ["Codec", "Compression", "Deflate", "Deflation", "Inflation", "find_codec"]
 
 #: What each message ends with, and is sent without (section 7.2.1).
 TAIL: Final = b"\x00\x00\xff\xff"
@@ -32,6 +32,8 @@ EMPTY: Final = b"\x00"
 INPUT_SLICE: Final = 16 * 1024
 #: Bytes of output asked for at once.
 OUTPUT_SLICE: Final = 64 * 1024
+#: Bytes that a byte may inflate to: 258 for two bits.
+MAX_RATIO: Final = 1032
 #: Deflate streams that one message may consist of (section 7.2.3.4): each costs a decompressor, and only two bytes.
 MAX_STREAMS: Final = 16
 #: Bytes that a stream can look back.
@@ -132,12 +134,13 @@ class Deflate:
     Attributes:
         agreement: what was negotiated.
         is_shared: no context is kept in either direction.
+        keeps_context, keeps_inflating: it is in this one, of what is sent, of what is received.
         variant: the same for all whose messages look the same when each is compressed by itself.
     """
 
     __slots__ = (
-        "_compression", "_compressor", "_decompressor", "_inflate_bits", "_keeps_inflating", "agreement", "bits", "is_shared",
-        "keeps_context", "variant",
+        "_compressor", "_decompressor", "_inflate_bits", "agreement", "bits", "compression", "is_shared", "keeps_context",
+        "keeps_inflating", "variant",
     )  # fmt: skip
 
     def __init__(self, compression: Compression, agreement: Agreement) -> None:
@@ -146,10 +149,10 @@ class Deflate:
         self.bits = agreement.client_max_window_bits if is_client else agreement.server_max_window_bits
         self.keeps_context = not (agreement.client_no_context_takeover if is_client else agreement.server_no_context_takeover)
         self._inflate_bits = agreement.server_max_window_bits if is_client else agreement.client_max_window_bits
-        self._keeps_inflating = not (agreement.server_no_context_takeover if is_client else agreement.client_no_context_takeover)
-        self.is_shared = not self.keeps_context and not self._keeps_inflating
+        self.keeps_inflating = not (agreement.server_no_context_takeover if is_client else agreement.client_no_context_takeover)
+        self.is_shared = not self.keeps_context and not self.keeps_inflating
         self.variant = (compression.codec.name, compression.level, compression.options.memory_level, self.bits)
-        self._compression = compression
+        self.compression = compression
         self._compressor: Any = None
         self._decompressor: Any = None
 
@@ -159,29 +162,29 @@ class Deflate:
             return False  # a server may ask a client for 8, which no zlib can do: it is sent everything uncompressed
         if compress is not None:
             return compress
-        return self.keeps_context or size >= self._compression.options.threshold
+        return self.keeps_context or size >= self.compression.options.threshold
 
     def compress(self, payload: bytes | bytearray | memoryview, always: bool = False) -> bytes | None:
         """Compress a message that is sent next; None if it is no smaller then, unless `always` or a context is kept."""
         if not self.keeps_context:
             return self.compress_alone(payload, always)
         if self._compressor is None:
-            self._compressor = self._compression.new_compressor(self.bits)
+            self._compressor = self.compression.new_compressor(self.bits)
         return _finished(self._compressor.compress(payload) + self._compressor.flush(zlib.Z_SYNC_FLUSH))
 
     def compress_alone(self, payload: bytes | bytearray | memoryview, always: bool = False) -> bytes | None:
         """Compress a message so that it refers to no other; None if that makes it no smaller, unless `always`."""
-        compressor = self._compression.take(self.bits)
+        compressor = self.compression.take(self.bits)
         data = _finished(compressor.compress(payload) + compressor.flush(zlib.Z_FULL_FLUSH))
-        self._compression.give_back(self.bits, compressor)
+        self.compression.give_back(self.bits, compressor)
         return data if always or len(data) < len(payload) else None
 
     def begin(self) -> Deflation:
         """Begin a message that is compressed piece by piece; nothing else may be compressed for the connection until it ends."""
         if not self.keeps_context:
-            return Deflation(self._compression.take(self.bits), self._compression, self.bits)
+            return Deflation(self.compression.take(self.bits), self.compression, self.bits)
         if self._compressor is None:
-            self._compressor = self._compression.new_compressor(self.bits)
+            self._compressor = self.compression.new_compressor(self.bits)
         return Deflation(self._compressor, None, self.bits)
 
     def forget(self) -> None:
@@ -198,57 +201,137 @@ class Deflate:
         if not data:
             # A compressor that has nothing to flush gives nothing, and some peers send just that.
             return b""
-        context = self._decompressor
-        if context is None:
-            context = self._new_decompressor(b"")
-        self._decompressor = None
-        try:
-            if len(data) <= INPUT_SLICE:
-                inflated, context = self._inflate(context, (data + TAIL,), limit)
-            else:
-                with memoryview(data) as view:
-                    slices = (bytes(view[at : at + INPUT_SLICE]) for at in range(0, len(data), INPUT_SLICE))
-                    inflated, context = self._inflate(context, (*slices, TAIL), limit)
-        except self._compression.codec.error:
-            raise ProtocolError(CloseCode.INVALID_DATA, "message does not inflate") from None
-        if self._keeps_inflating:
-            self._decompressor = context
-        return inflated
+        inflation = self.begin_inflating(limit)
+        if len(data) <= INPUT_SLICE:
+            inflation.inflate(data + TAIL)
+        else:
+            with memoryview(data) as view:
+                for at in range(0, len(data), INPUT_SLICE):
+                    inflation.inflate(bytes(view[at : at + INPUT_SLICE]))
+            inflation.inflate(TAIL)
+        inflation.end()
+        return bytes(inflation.out)
 
-    def _inflate(self, context: Any, pieces: tuple[bytes | bytearray, ...], limit: int) -> tuple[bytes, Any]:
-        """Return what the pieces inflate to, and the decompressor that goes on after them."""
-        out = bytearray()
-        streams = 1
-        for piece in pieces:
-            while True:
-                most = min(OUTPUT_SLICE, limit + 1 - len(out))
-                got = context.decompress(piece, most)
-                out += got
-                if len(out) > limit:
-                    raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
-                if context.eof:
-                    # Section 7.2.3.4: the next stream of this message. It can look back into this message, not into earlier ones.
-                    piece = context.unused_data
-                    streams += 1
-                    if streams > MAX_STREAMS:
-                        raise ProtocolError(CloseCode.INVALID_DATA, "message does not inflate")
-                    context = self._new_decompressor(bytes(out[-WINDOW:]))
-                    if not piece:
-                        break
-                elif context.unconsumed_tail:
-                    piece = context.unconsumed_tail
-                elif len(got) == most:
-                    piece = b""
-                else:
-                    break
-        probe = context.copy() if self._keeps_inflating else context
-        if probe.decompress(LAST, 1) or not probe.eof:
-            raise ProtocolError(CloseCode.INVALID_DATA, "message does not inflate")
-        return bytes(out), context
+    def begin_inflating(self, limit: int) -> Inflation:
+        """Begin a message of at most `limit` bytes; no other may be inflated for the connection until it has ended."""
+        context, self._decompressor = self._decompressor, None
+        return Inflation(self, self.new_decompressor(b"") if context is None else context, limit)
 
-    def _new_decompressor(self, past: bytes) -> Any:
-        new = self._compression.codec.decompressobj
+    def go_on_with(self, decompressor: Any) -> None:
+        """Keep what has inflated a whole message for the next one."""
+        self._decompressor = decompressor
+
+    def new_decompressor(self, past: bytes) -> Any:
+        new = self.compression.codec.decompressobj
         return new(-self._inflate_bits, past) if past else new(-self._inflate_bits)
+
+
+class Inflation:
+    """One message that is inflated piece by piece.
+
+    Attributes:
+        out: what was inflated; of a message that is read in pieces the last WINDOW bytes.
+        size: bytes inflated so far.
+    """
+
+    __slots__ = ("_began", "_decompressor", "_deflate", "_left", "_limit", "_streams", "out", "size")
+
+    def __init__(self, deflate: Deflate, decompressor: Any, limit: int) -> None:
+        self._deflate = deflate
+        self._decompressor = decompressor
+        self._limit = limit
+        self._streams = 1
+        #: What is left of the piece that was added; None where all of it has been inflated.
+        self._left: bytes | bytearray | None = None
+        #: Anything was added. A compressor that has nothing to flush gives nothing, and some peers send just that.
+        self._began = False
+        self.out = bytearray()
+        self.size = 0
+
+    @property
+    def is_needed(self) -> bool:
+        """Later messages may refer to this one, so that it has to be inflated even if nobody wants it."""
+        return self._deflate.keeps_inflating
+
+    # As a whole
+
+    def inflate(self, piece: bytes | bytearray) -> None:
+        """Inflate all of a piece to the end of `out`. Raises as `Deflate.inflate`."""
+        left: bytes | bytearray | None = piece
+        while left is not None:
+            left = self._inflate_slice(left)
+
+    # In pieces
+
+    def add(self, piece: bytes | bytearray) -> None:
+        """Take the next INPUT_SLICE of the message at most, when `read` has nothing more."""
+        self._left = piece
+        self._began = True
+
+    def read(self) -> bytes:
+        """Inflate at most OUTPUT_SLICE bytes of what was added; empty when nothing is left of it. Raises as `Deflate.inflate`."""
+        while self._left is not None:
+            before = len(self.out)
+            self._left = self._inflate_slice(self._left)
+            if len(self.out) > before:
+                got = bytes(self.out[before:])
+                if len(self.out) > WINDOW:
+                    del self.out[:-WINDOW]
+                return got
+        return b""
+
+    def finish(self) -> bytes:
+        """All of the message has been added and read: return what its end still makes of it, if anything.
+
+        Raises:
+            ProtocolError: 1007 if the message was cut off, 1009 as `read`.
+        """
+        before = len(self.out)
+        if self._began:
+            self.inflate(TAIL)
+            self.end()
+        elif self._deflate.keeps_inflating:
+            self._deflate.go_on_with(self._decompressor)
+        return bytes(self.out[before:])
+
+    # Both
+
+    def end(self) -> None:
+        """All of the message, TAIL included, has been inflated: the next one goes on from here. Raises as `finish`."""
+        decompressor, keeps = self._decompressor, self._deflate.keeps_inflating
+        probe = decompressor.copy() if keeps else decompressor
+        try:
+            cut_off = probe.decompress(LAST, 1) or not probe.eof
+        except self._deflate.compression.codec.error:
+            cut_off = True
+        if cut_off:
+            raise ProtocolError(CloseCode.INVALID_DATA, "message does not inflate")
+        if keeps:
+            self._deflate.go_on_with(decompressor)
+
+    def _inflate_slice(self, piece: bytes | bytearray) -> bytes | None:
+        """Inflate some of a piece; return what is left of it, None if nothing is."""
+        decompressor = self._decompressor
+        most = min(OUTPUT_SLICE, self._limit + 1 - self.size)
+        try:
+            got = decompressor.decompress(piece, most)
+        except self._deflate.compression.codec.error:
+            raise ProtocolError(CloseCode.INVALID_DATA, "message does not inflate") from None
+        self.out += got
+        self.size += len(got)
+        if self.size > self._limit:
+            raise ProtocolError(CloseCode.MESSAGE_TOO_BIG, "message is too big")
+        if decompressor.eof:
+            # Section 7.2.3.4: the next stream of this message. It can look back into this message, not into earlier ones.
+            self._streams += 1
+            if self._streams > MAX_STREAMS:
+                raise ProtocolError(CloseCode.INVALID_DATA, "message does not inflate")
+            self._decompressor = self._deflate.new_decompressor(bytes(self.out[-WINDOW:]))
+            return decompressor.unused_data or None
+        if decompressor.unconsumed_tail:
+            tail: bytes = decompressor.unconsumed_tail
+            return tail
+        return b"" if len(got) == most else None
 
 
 class Deflation:

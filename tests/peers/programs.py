@@ -5,6 +5,7 @@ Belongs here: what more than one test module needs to run a browser, a proxy or 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import ssl
@@ -29,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 
 #: For a headless browser in a container: no sandbox, no GPU, nothing that phones out.
 BROWSER_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 
@@ -143,8 +144,11 @@ def nginx(config: Path) -> Iterator[int]:
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Any]:
+def browser(folder: Path, quic: Sequence[str] = ()) -> Iterator[Any]:
     """Run headless Chromium with a new profile in `folder`; the context is selenium's driver.
+
+    Args:
+        quic: flags that say what it speaks QUIC with. Without any it speaks none.
 
     Each call of the driver blocks this whole process: a server in it answers between the calls only.
     """
@@ -155,7 +159,7 @@ def browser(folder: Path) -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*BROWSER_FLAGS, f"--user-data-dir={folder / 'profile'}"):
+    for flag in (*BROWSER_FLAGS, *(quic or ("--disable-quic",)), f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(driver_program))
     try:
@@ -170,11 +174,12 @@ def node_modules() -> dict[str, str]:
     """Install what package.json asks for, once, and return the environment with which node finds it."""
     require_tool("node")
     npm = require_tool("npm")
-    if not (HERE / "node_modules" / "ws" / "package.json").exists():
+    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
+    if not all((HERE / "node_modules" / name / "package.json").exists() for name in wanted):
         args = [npm, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
         finished = run_program(args, timeout=120)
         if finished.status != 0:
-            reason = f"npm could not install ws: {finished.errors[-500:]}"
+            reason = f"npm could not install {' and '.join(wanted)}: {finished.errors[-500:]}"
             if CI:
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)

@@ -16,7 +16,7 @@ from gws_gevent.exceptions import EndpointError
 from gws_gevent.transports import checks, registry
 from tests.support import ROOT
 
-TRANSPORTS = ["memory", "tcp", "tcp6", "tls", "unix", "abstract", "quic"]
+TRANSPORTS = ["memory", "tcp", "tcp6", "tls", "unix", "abstract", "quic", "h3", "kcp"]
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
@@ -37,7 +37,7 @@ def test_listener_and_dialer(check: Callable[..., None], name: str, set_up: Any)
 
 @pytest.mark.slow
 def test_a_transport_of_another_package_is_found_and_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EndpointError, match="no transport serves 'inverted'; known are memory, quic, tcp, tls, unix"):
+    with pytest.raises(EndpointError, match="no transport serves 'inverted'; known are h3, kcp, memory, quic, tcp, tls, unix"):
         registry.listen("inverted://127.0.0.1:0")
     source, target = tmp_path / "source", tmp_path / "installed"
     shutil.copytree(ROOT / "tests" / "plugin_transport", source)

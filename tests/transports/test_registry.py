@@ -160,7 +160,7 @@ def mine() -> Any:
 
 
 def test_our_own() -> None:
-    assert registry.known_schemes() == ["memory", "quic", "tcp", "tls", "unix"]
+    assert registry.known_schemes() == ["h3", "kcp", "memory", "quic", "tcp", "tls", "unix"]
     for scheme, module in {"tcp": tcp, "tls": tls, "unix": unix, "memory": memory}.items():
         assert registry.transport_for(scheme) is module
 
@@ -168,7 +168,7 @@ def test_our_own() -> None:
 def test_a_registered_one_comes_first(mine: Any) -> None:
     registry.register("mine", mine)
     registry.register("tcp", mine)
-    assert registry.known_schemes() == ["memory", "mine", "quic", "tcp", "tls", "unix"]
+    assert registry.known_schemes() == ["h3", "kcp", "memory", "mine", "quic", "tcp", "tls", "unix"]
     assert registry.listen("mine://host:1?a=b") == ("listen", Endpoint("mine", "host", 1, params={"a": "b"}), ListenSettings())
     settings = DialSettings(no_delay=False)
     assert registry.dialer(Endpoint("tcp", "host", 1), settings) == ("dial", Endpoint("tcp", "host", 1), settings)  # type: ignore[comparison-overlap]
@@ -185,7 +185,7 @@ def test_what_is_no_transport_is_refused(mine: Any) -> None:
 
 @pytest.mark.parametrize("act", [registry.listen, registry.dialer])
 def test_an_unknown_scheme_lists_the_known_ones(act: Any) -> None:
-    with pytest.raises(EndpointError, match=r"^no transport serves 'quux'; known are memory, quic, tcp, tls, unix$"):
+    with pytest.raises(EndpointError, match=r"^no transport serves 'quux'; known are h3, kcp, memory, quic, tcp, tls, unix$"):
         act("quux://host:1")
 
 

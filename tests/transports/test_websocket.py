@@ -26,12 +26,13 @@ from gws_gevent import (
     connect,
 )
 from gws_gevent.exceptions import TransportError
+from gws_gevent.transports import registry
 from gws_gevent.transports.base import Endpoint, Stream
 from tests.pairs import EchoHandler, Recorder, failing_with
 from tests.raw import frame, request
 from tests.support import wait_until
 
-TRANSPORTS = ["tcp", "tls", "unix", "quic"]
+TRANSPORTS = ["tcp", "tls", "unix", "quic", "h3", "kcp", "kcp-messages", "kcp-stock", "kcp-key"]
 SIZES = [0, 1, 125, 126, 65535, 65536, 300_000]
 
 
@@ -48,13 +49,12 @@ class Place:
     def connect(self, handler: Any = None, **options: Any) -> Connection:
         settings = self.setting.dial_settings
         tls: dict[str, Any] = {}
-        if self.url.startswith(("wss", "ws+quic")):
+        if self.url.startswith(("wss", "ws+quic", "ws+h3")):
             tls = {"ssl_context": settings.ssl_context, "server_name": settings.server_name}
-        return connect(self.url, handler, ClientOptions(**options), **tls)
+        return connect(self.url, handler, ClientOptions(transport_params=self.setting.params, **options), **tls)
 
     def raw(self) -> Stream:
-        stream: Stream = self.setting.dialer(self.server.address).dial()
-        return stream
+        return registry.dialer(self.setting.with_params(self.server.address), self.setting.dial_settings).dial()
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -65,7 +65,7 @@ def serve(request: pytest.FixtureRequest, set_up: Callable[[str], Any]) -> Any:
     @contextmanager
     def serving(handler: Any, stop_timeout: float = 1.0, **options: Any) -> Iterator[Place]:
         server = Server(handler, ServerOptions(**options))
-        server.start(setting.endpoint, settings=setting.listen_settings)
+        server.start(setting.with_params(setting.endpoint), settings=setting.listen_settings)
         try:
             yield Place(server, setting)
         finally:
@@ -328,7 +328,7 @@ def test_a_peer_that_does_not_answer_a_close_is_given_up(serve: Any) -> None:
 
 def test_a_client_does_not_wait_for_ever_for_an_answer(serve: Any) -> None:
     with serve(EchoHandler()) as place:
-        quiet = place.setting.listen(place.setting.endpoint.replace("/socket", "/other"))
+        quiet = registry.listen(place.setting.endpoint.replace("/socket", "/other"), place.setting.listen_settings)
         streams: list[Stream] = []
 
         def keep(stream: Stream) -> None:

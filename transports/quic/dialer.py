@@ -52,6 +52,8 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         doing: str,
         *,
         scheme: str = "quic",
+        make_table: type[StreamTable] = StreamTable,
+        other_streams: int = 0,
         on_over: Callable[[ClientConnection], object] = lambda _: None,
         keep_ticket: Callable[[SessionTicket], object] | None = None,
     ) -> None:
@@ -61,17 +63,18 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         self._on_over = on_over
         self._ready = Event()  # the handshake is complete, or will never be
         self._migrated_at = 0.0
-        core = CoreConnection(configuration, streams=0, session_ticket_handler=keep_ticket)
-        self.session = QuicSession(core, port, self, lambda session: self._streams_of(session, scheme), doing)
+        core = CoreConnection(configuration, streams=0, other_streams=other_streams, session_ticket_handler=keep_ticket)
+
+        def streams_of(session: QuicSession) -> StreamTable:
+            self.table = make_table(session, scheme=scheme, on_change=self._on_change, on_end=lambda _: self._ready.set())
+            return self.table
+
+        self.session = QuicSession(core, port, self, streams_of, doing)
         self.session.ends_when_left = True
         port.start(self)
         core.connect(address, port.now())
         self.session.touch()
         say_goodbye_at_exit(self)
-
-    def _streams_of(self, session: QuicSession, scheme: str) -> StreamTable:
-        self.table = StreamTable(session, scheme=scheme, on_change=self._on_change, on_end=lambda _: self._ready.set())
-        return self.table
 
     @property
     def load(self) -> int:
@@ -178,6 +181,10 @@ def _pool() -> _Pool:
 class QuicDialer(Dialer):
     """Opens streams to one server, on connections that it shares with other dialers to the same place."""
 
+    #: What runs on the connections, and the unidirectional streams that the server may open on each.
+    TABLE: type[StreamTable] = StreamTable
+    OTHER_STREAMS = 0
+
     def __init__(self, endpoint: Endpoint, settings: DialSettings, *, alpn: str, window: int, idle: float) -> None:
         if not endpoint.host or not endpoint.port:
             raise EndpointError(f"{str(endpoint)!r}: to connect, a host and a port are needed")
@@ -244,6 +251,8 @@ class QuicDialer(Dialer):
             configuration,
             doing,
             scheme=self.endpoint.scheme,
+            make_table=self.TABLE,
+            other_streams=self.OTHER_STREAMS,
             on_over=lambda one: pool.remove(self._key, one),
             keep_ticket=lambda ticket: pool.keep_ticket(self._key, ticket),
         )

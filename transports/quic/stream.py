@@ -83,13 +83,17 @@ class StreamTable(Application):
 
     def _made(self, stream_id: int) -> QuicStream:
         self._in_use += 1
-        stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        stream = self._streams[stream_id] = self.make_stream(stream_id)
         return stream
 
     def has_closed(self, stream: QuicStream) -> None:
         """The application has closed a stream."""
         self._in_use -= 1
         self.is_writing(stream)
+
+    def make_stream(self, stream_id: int) -> QuicStream:
+        """Return what stands for a new stream."""
+        return QuicStream(self, stream_id)
 
     # Application
 
@@ -182,6 +186,10 @@ class QuicStream(PollableStream):
         "_closed", "_ended", "_error", "_finished", "_hub", "_on_readable", "_on_writable", "_reader", "_reset", "_stopped",
         "_table", "_writer", "inbox", "stream_id",
     )  # fmt: skip
+
+    #: What the peer is told as the reason of a reset, or of asking it to stop.
+    ABORTED = 0
+    LEFT = 0
 
     def __init__(self, table: StreamTable, stream_id: int) -> None:
         self._table = table
@@ -307,23 +315,28 @@ class QuicStream(PollableStream):
 
     def try_send(self, data: type_of_data) -> int:
         self._check_sending()
+        part = self._fitting(data)
+        if part:
+            self._put(part, False)
+            self._table.held += len(part)
+            self._table.is_writing(self)
+        return len(part)
+
+    def _fitting(self, data: type_of_data) -> bytes:
+        """Return as much of `data` as there is room for now."""
         table = self._table
-        session = table.session
-        sending = session.core.sending(self.stream_id)
+        sending = table.session.core.sending(self.stream_id)
         room = OWN - sending
         if table.held < SHARED:
             room = max(room, min(HELD - sending, SHARED - table.held))
-        if room <= 0 or not data:
-            return 0
-        if len(data) > room:
-            with memoryview(data) as view:
-                part = bytes(view[:room])
-        else:
-            part = bytes(data)
-        session.core.send_stream_data(self.stream_id, part)
-        table.held += len(part)
-        table.is_writing(self)
-        return len(part)
+        if len(data) <= room:
+            return bytes(data)
+        with memoryview(data) as view:
+            return bytes(view[: max(room, 0)])
+
+    def _put(self, data: bytes, end: bool) -> None:
+        """Have bytes sent, or the end of what this side sends."""
+        self._table.session.core.send_stream_data(self.stream_id, data, end_stream=end)
 
     def _check_sending(self) -> None:
         if self._closed:
@@ -392,7 +405,7 @@ class QuicStream(PollableStream):
         if not self._finished:
             self._finished = True
             if not self._stopped and self._error is None:
-                self._table.session.core.send_stream_data(self.stream_id, b"", end_stream=True)
+                self._put(b"", True)
                 self._table.is_writing(self)
 
     def close(self) -> None:
@@ -405,7 +418,7 @@ class QuicStream(PollableStream):
             self._finished = True
             if self._error is None:
                 core = self._table.session.core
-                core.reset_stream(self.stream_id, 0)
+                core.reset_stream(self.stream_id, self.ABORTED)
                 core.discard_sending(self.stream_id)
                 self._table.is_writing(self)
             self._leave()
@@ -416,7 +429,7 @@ class QuicStream(PollableStream):
         if self._error is None:
             if not self._ended and not self._reset:
                 try:
-                    self._table.session.core.stop_stream(self.stream_id, 0)
+                    self._table.session.core.stop_stream(self.stream_id, self.LEFT)
                 except ValueError:
                     pass  # both halves have ended, and the stream is forgotten
             self._table.has_closed(self)

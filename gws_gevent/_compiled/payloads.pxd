@@ -1,0 +1,5 @@
+cdef object TEXT
+cdef object BINARY
+
+
+cpdef encode(opcode, data, bint whole=*)
