@@ -168,7 +168,7 @@ def test_our_own() -> None:
 def test_a_registered_one_comes_first(mine: Any) -> None:
     registry.register("mine", mine)
     registry.register("tcp", mine)
-    assert registry.known_schemes() == ["memory", "mine", "quic", "tcp", "tls", "unix"]
+    assert registry.known_schemes() == ["kcp", "memory", "mine", "quic", "tcp", "tls", "unix"]
     assert registry.listen("mine://host:1?a=b") == ("listen", Endpoint("mine", "host", 1, params={"a": "b"}), ListenSettings())
     settings = DialSettings(no_delay=False)
     assert registry.dialer(Endpoint("tcp", "host", 1), settings) == ("dial", Endpoint("tcp", "host", 1), settings)  # type: ignore[comparison-overlap]
