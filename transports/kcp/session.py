@@ -53,8 +53,8 @@ _ASK: Final = 83  # IKCP_CMD_WASK
 class Watcher(Protocol):
     """Whoever waits for a session. Called in the pump's greenlet: it may not block or raise."""
 
-    def session_changed(self) -> None:
-        """There may be something to read, room to write, or an end."""
+    def session_changed(self) -> bool:
+        """There may be something to read, room to write, or an end. True: a reader is about to run, and may write."""
 
 
 class SessionParts:
@@ -104,10 +104,10 @@ class KcpSession(DatagramSession):
     """
 
     __slots__ = (
-        "_asked", "_clock", "_closed_at", "_core", "_credit", "_heard", "_is_shut", "_mss", "_opened", "_parts", "_progress",
-        "_proofs", "_rest", "_unproven_bytes", "_wait_until", "_waiting", "_wants_more", "_was_reset", "_widest", "_wrote_end",
-        "accept", "address", "conv", "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal", "was_heard",
-        "watcher",
+        "_asked", "_clock", "_closed_at", "_core", "_credit", "_heard", "_is_fresh", "_is_shut", "_mss", "_opened", "_parts",
+        "_progress", "_proofs", "_rest", "_unproven_bytes", "_wait_until", "_waiting", "_wants_more", "_was_reset", "_widest",
+        "_wrote_end", "accept", "address", "conv", "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal",
+        "was_heard", "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +134,7 @@ class KcpSession(DatagramSession):
         self._wants_more = False  # there would be more to send than may be
         self._widest = _STOCK_WINDOW
         self._rest: bytes | bytearray | None = None
+        self._is_fresh = False  # something has come since the last flush
         self._is_shut = False  # we have told the peer that our window is closed
         self._wrote_end = False
         self._was_reset = False  # the peer has gone in peace: what has come can be read
@@ -169,6 +170,7 @@ class KcpSession(DatagramSession):
         if waiting < self._waiting:
             self._progress = now
         self._waiting = waiting
+        self._is_fresh = True
         if self._credit is not None:
             self._credit += AMPLIFICATION * len(data)
             if self._wants_more:
@@ -356,6 +358,10 @@ class KcpSession(DatagramSession):
         core = self._core
         if core is None or self._was_reset:
             return None  # what the core still has can be read; nobody is there who would be asked or answered
+        if self._is_fresh:
+            self._is_fresh = False
+            if self._changed():
+                return now  # an answer and the acknowledgement go in one datagram
         milliseconds = self._milliseconds(now)
         if self._closed_at is not None:
             self._throw_away(core)
@@ -493,9 +499,8 @@ class KcpSession(DatagramSession):
         self._changed()
         self.watcher = None
 
-    def _changed(self) -> None:
-        if self.watcher is not None:
-            self.watcher.session_changed()
+    def _changed(self) -> bool:
+        return self.watcher is not None and self.watcher.session_changed()
 
     def _error(self, doing: str) -> TransportError:
         assert self.error is not None
