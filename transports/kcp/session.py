@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.datagram import DatagramPort, DatagramSession
 from gws_gevent.transports.kcp.cipher import Seal
 from gws_gevent.transports.kcp.cookie import Code, Control, Controls, Kind
-from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox, Tuning
+from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox
 from gws_gevent.transports.kcp.params import KcpParams
 
 __all__ = ["KcpSession", "SessionParts", "Watcher"]
@@ -68,22 +69,12 @@ class SessionParts:
         Args:
             overhead: bytes that a session's Seal adds to each datagram.
         """
-        tuning = params.tuning
         self.port = port
         self.params = params
         self.controls = controls
         self.outbox = Outbox()
         #: Tuning with what the datagrams of the core may have.
-        self.tuning = Tuning(
-            tuning.nodelay,
-            tuning.interval,
-            tuning.resend,
-            tuning.nc,
-            tuning.sndwnd,
-            tuning.rcvwnd,
-            tuning.mtu - overhead,
-            tuning.stream,
-        )
+        self.tuning = replace(params.tuning, mtu=params.tuning.mtu - overhead)
 
 
 class KcpSession(DatagramSession):
