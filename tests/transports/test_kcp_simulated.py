@@ -93,3 +93,9 @@ def run_transfers(seed: int, folder: Path, size: int) -> str:
 @pytest.mark.parametrize("seed", range(len(KINDS)))
 def test_every_byte_in_order_on_a_bad_line(seed: int, tmp_path: Path) -> None:
     assert run_transfers(seed, tmp_path, 60_000) == "whole"
+
+
+@pytest.mark.soak
+def test_a_thousand_runs_on_a_bad_line(tmp_path: Path) -> None:
+    outcomes = [run_transfers(seed, tmp_path, 60_000) for seed in range(1000)]
+    assert outcomes.count("whole") == 1000

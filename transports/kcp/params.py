@@ -31,7 +31,7 @@ _NO_MODE: Final = (1, 10, 2, 0)
 #: Whole numbers by name: lowest, highest, default.
 _TUNING: Final = {"nodelay": (0, 1), "interval": (10, 5000), "resend": (0, 1000), "nc": (0, 1)}
 _NUMBERS: Final = {
-    # What is under way has to fit into the receiver's socket: Linux gives one 184 datagrams of this size (net.core.rmem_max).
+    # What is under way has to fit into the receiver's socket (net.core.rmem_max): 512 packets of 9000 bytes made a session stall.
     "sndwnd": (MAX_FRAGMENTS + 1, 32768, 128),
     "rcvwnd": (MAX_FRAGMENTS + 1, 32768, 256),
     # Below 576 bytes of IPv4 there is nothing left for the data; above 1472 an Ethernet does not take it in one piece.

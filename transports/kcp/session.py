@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.datagram import DatagramPort, DatagramSession
 from gws_gevent.transports.kcp.cipher import Seal
 from gws_gevent.transports.kcp.cookie import Code, Control, Controls, Kind
-from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox, Tuning
+from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox
 from gws_gevent.transports.kcp.params import KcpParams
 
 __all__ = ["KcpSession", "SessionParts", "Watcher"]
@@ -53,8 +54,8 @@ _ASK: Final = 83  # IKCP_CMD_WASK
 class Watcher(Protocol):
     """Whoever waits for a session. Called in the pump's greenlet: it may not block or raise."""
 
-    def session_changed(self) -> None:
-        """There may be something to read, room to write, or an end."""
+    def session_changed(self) -> bool:
+        """There may be something to read, room to write, or an end. True: a reader is about to run, and may write."""
 
 
 class SessionParts:
@@ -68,22 +69,12 @@ class SessionParts:
         Args:
             overhead: bytes that a session's Seal adds to each datagram.
         """
-        tuning = params.tuning
         self.port = port
         self.params = params
         self.controls = controls
         self.outbox = Outbox()
         #: Tuning with what the datagrams of the core may have.
-        self.tuning = Tuning(
-            tuning.nodelay,
-            tuning.interval,
-            tuning.resend,
-            tuning.nc,
-            tuning.sndwnd,
-            tuning.rcvwnd,
-            tuning.mtu - overhead,
-            tuning.stream,
-        )
+        self.tuning = replace(params.tuning, mtu=params.tuning.mtu - overhead)
 
 
 class KcpSession(DatagramSession):
@@ -104,10 +95,10 @@ class KcpSession(DatagramSession):
     """
 
     __slots__ = (
-        "_asked", "_clock", "_closed_at", "_core", "_credit", "_heard", "_is_shut", "_mss", "_opened", "_parts", "_progress",
-        "_proofs", "_rest", "_unproven_bytes", "_wait_until", "_waiting", "_wants_more", "_was_reset", "_widest", "_wrote_end",
-        "accept", "address", "conv", "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal", "was_heard",
-        "watcher",
+        "_asked", "_clock", "_closed_at", "_core", "_credit", "_heard", "_is_fresh", "_is_shut", "_mss", "_opened", "_parts",
+        "_progress", "_proofs", "_rest", "_unproven_bytes", "_wait_until", "_waiting", "_wants_more", "_was_reset", "_widest",
+        "_wrote_end", "accept", "address", "conv", "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal",
+        "was_heard", "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +125,7 @@ class KcpSession(DatagramSession):
         self._wants_more = False  # there would be more to send than may be
         self._widest = _STOCK_WINDOW
         self._rest: bytes | bytearray | None = None
+        self._is_fresh = False  # something has come since the last flush
         self._is_shut = False  # we have told the peer that our window is closed
         self._wrote_end = False
         self._was_reset = False  # the peer has gone in peace: what has come can be read
@@ -169,6 +161,7 @@ class KcpSession(DatagramSession):
         if waiting < self._waiting:
             self._progress = now
         self._waiting = waiting
+        self._is_fresh = True
         if self._credit is not None:
             self._credit += AMPLIFICATION * len(data)
             if self._wants_more:
@@ -356,6 +349,10 @@ class KcpSession(DatagramSession):
         core = self._core
         if core is None or self._was_reset:
             return None  # what the core still has can be read; nobody is there who would be asked or answered
+        if self._is_fresh:
+            self._is_fresh = False
+            if self._changed():
+                return now  # an answer and the acknowledgement go in one datagram
         milliseconds = self._milliseconds(now)
         if self._closed_at is not None:
             self._throw_away(core)
@@ -493,9 +490,8 @@ class KcpSession(DatagramSession):
         self._changed()
         self.watcher = None
 
-    def _changed(self) -> None:
-        if self.watcher is not None:
-            self.watcher.session_changed()
+    def _changed(self) -> bool:
+        return self.watcher is not None and self.watcher.session_changed()
 
     def _error(self, doing: str) -> TransportError:
         assert self.error is not None

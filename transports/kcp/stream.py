@@ -153,10 +153,11 @@ class KcpStream(PollableStream):
 
     # What the session calls
 
-    def session_changed(self) -> None:
+    def session_changed(self) -> bool:
         """See Watcher."""
-        session = self._session
+        session, wakes_reader = self._session, False
         if (self._reader is not None or self._on_readable is not None) and session.can_read():
+            wakes_reader = True
             get_hub().loop.run_callback(self._wake_reader if self._reader is not None else self._notify_readable)
         if (self._writer is not None or self._on_writable is not None) and session.can_write():
             run_callback = get_hub().loop.run_callback
@@ -164,6 +165,7 @@ class KcpStream(PollableStream):
                 run_callback(self._wake_writer)
             if self._on_writable is not None:
                 run_callback(self._notify_writable)
+        return wakes_reader
 
     # Whether anybody still waits is looked up when the callback runs: by then they may have left by themselves.
 
