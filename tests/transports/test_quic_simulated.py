@@ -52,7 +52,7 @@ def _transfers(cert: str, impairment: Impairment, seed: int, size: int) -> list[
     return transfers
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), 1295])
 def test_every_byte_arrives_in_order_or_there_is_a_clean_error(seed: int, certificates: Any) -> None:
     transfers = _transfers(certificates.both, BAD, seed, 20_000)
     assert [transfer.error for transfer in transfers] == [None, None]
