@@ -18,8 +18,8 @@ __all__ = ["PatientRecovery"]
 
 #: Seconds that a round trip is believed to take at most.
 MOST: Final = 1.0
-#: Seconds added to the time of a timer: rounded, "sent + delay" may have come when "now - delay" has not yet come to "sent". Nothing
-#: would be found lost then, and the timer be due again at once.
+#: Seconds added to the time of a timer: rounded, "sent + delay" may have come when "now - delay" has not yet come to "sent".
+#: Nothing would be found lost then, and the timer be due again at once.
 ROUNDING: Final = 1e-6
 #: Packets whose times are remembered.
 _REMEMBERED: Final = 16
