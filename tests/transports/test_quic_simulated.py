@@ -52,20 +52,21 @@ def _transfers(cert: str, impairment: Impairment, seed: int, size: int) -> list[
     return transfers
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), 1295])
 def test_every_byte_arrives_in_order_or_there_is_a_clean_error(seed: int, certificates: Any) -> None:
     transfers = _transfers(certificates.both, BAD, seed, 20_000)
     assert [transfer.error for transfer in transfers] == [None, None]
 
 
 @pytest.mark.soak
-def test_a_thousand_runs_over_a_bad_network(certificates: Any) -> None:
+@pytest.mark.parametrize("first", range(1000, 2000, 100))
+def test_a_thousand_runs_over_a_bad_network(first: int, certificates: Any) -> None:
     broken = 0
-    for seed in range(1000):
-        transfers = _transfers(certificates.both, BAD, 1000 + seed, 30_000)
+    for seed in range(first, first + 100):
+        transfers = _transfers(certificates.both, BAD, seed, 20_000)
         broken += not transfers or any(transfer.error is not None for transfer in transfers)
-    print(f"{broken} of 1000 runs ended with a clean error")
-    assert broken <= 20
+    print(f"{broken} of 100 runs ended with a clean error")
+    assert broken <= 3
 
 
 def test_nothing_is_sent_to_an_address_that_is_silent_beyond_three_times_what_it_sent(certificates: Any) -> None:

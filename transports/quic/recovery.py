@@ -18,6 +18,9 @@ __all__ = ["PatientRecovery"]
 
 #: Seconds that a round trip is believed to take at most.
 MOST: Final = 1.0
+#: Seconds added to the time of a timer: rounded, "sent + delay" may have come when "now - delay" has not yet come to "sent".
+#: Nothing would be found lost then, and the timer be due again at once.
+ROUNDING: Final = 1e-6
 #: Packets whose times are remembered.
 _REMEMBERED: Final = 16
 
@@ -35,7 +38,7 @@ class PatientRecovery(QuicPacketRecovery):
     def on_loss_detection_timeout(self, *, now: float) -> None:
         (*_, space) = self.spaces
         sent = [(number, packet.sent_time or now) for number, packet in space.sent_packets.items() if packet.is_ack_eliciting]
-        super().on_loss_detection_timeout(now=now)
+        super().on_loss_detection_timeout(now=now + ROUNDING)
         early = [one for one in sent[:_REMEMBERED] if one[0] not in space.sent_packets]
         if early:
             self._early = dict([*(self._early or {}).items(), *early][-_REMEMBERED:])
