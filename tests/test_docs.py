@@ -213,7 +213,7 @@ def shown(text: str) -> str:
 
 def test_there_are_blocks_of_each_kind() -> None:
     readme = blocks_of(ROOT / "README.md")
-    assert [block.serves for block in readme] == [True, False, True]
+    assert [block.serves for block in readme] == [True, False, True, True]
     assert sum(len(blocks_of(page)) for page in PAGES) > 10
 
 

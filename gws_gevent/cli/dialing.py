@@ -15,7 +15,8 @@ from gws_gevent.dialing import Tunnel
 from gws_gevent.exceptions import GwsError
 from gws_gevent.options import ClientOptions, PermessageDeflate
 from gws_gevent.proxies import choose_proxy
-from gws_gevent.transports.base import TlsFiles
+from gws_gevent.transports.base import Endpoint, TlsFiles
+from gws_gevent.transports.registry import dialer
 from gws_gevent.transports.tls_contexts import client_context, server_context
 from gws_gevent.urls import parse_url
 
@@ -103,6 +104,10 @@ def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         if problem is not None:
             raise UsageError(f"{args.url}: {problem}")
         _check_flags(args, url.secure)
+        if args.param:
+            # Said once and before all else: a load of many connections would say it for each of them.
+            scheme = {"ws": "tcp", "wss": "tls"}.get(url.scheme, url.scheme.rpartition("+")[2])
+            dialer(Endpoint(scheme, url.host, url.port, url.path, _params(args.param)))
         if not url.secure:
             return None
         context = client_context(args.ca, verify=not args.insecure)

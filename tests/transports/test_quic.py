@@ -204,6 +204,41 @@ def test_a_pool_option_says_how_many_share(serve: Any) -> None:
             conn.close()
 
 
+def test_ipv6_and_a_name_with_two_addresses(settings: Any) -> None:
+    with listening(registry.listen("quic://[::1]:0", settings[0])) as listener:
+        registry.dialer(listener.address, settings[1]).dial().close()
+    with listening(registry.listen(HERE, settings[0])) as listener:
+        # ::1 comes first, and nobody listens there.
+        stream = registry.dialer(listener.address.replace("127.0.0.1", "localhost"), settings[1]).dial()
+        assert stream.info("peername")[0] == "127.0.0.1"
+        assert (stream.info("scheme"), stream.info("tls"), stream.info("socket")) == ("quic", None, None)
+        stream.close()
+    with listening(registry.listen("quic://:0", settings[0])) as listener:
+        port = Endpoint.parse(listener.address).port
+        for host in ("127.0.0.1", "[::1]"):
+            registry.dialer(f"quic://{host}:{port}", settings[1]).dial().close()
+
+
+def test_a_pool_of_greenlets_bounds_what_is_served_at_once(settings: Any) -> None:
+    served: list[Stream] = []
+
+    def serve(stream: Stream) -> None:
+        served.append(stream)
+        stream.recv_into(bytearray(1))
+        stream.close()
+
+    with listening(registry.listen(HERE, replace(settings[0], spawn=2)), serve) as listener:
+        streams = [registry.dialer(listener.address, settings[1]).dial() for _ in range(3)]
+        wait_until(lambda: len(served) == 2)
+        gevent.sleep(0.02)
+        assert len(served) == 2
+        for stream in streams:
+            stream.send_all(b"x")
+        wait_until(lambda: len(served) == 3)
+        for stream in streams:
+            stream.close()
+
+
 def test_a_server_that_allows_fewer_streams_gets_more_connections(serve: Any) -> None:
     with serve(endpoint=f"{HERE}?streams=2") as (server, dial):
         conns = [dial() for _ in range(5)]

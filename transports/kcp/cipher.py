@@ -22,6 +22,7 @@ import binascii
 import hmac
 from abc import ABC, abstractmethod
 from base64 import b64decode
+from functools import lru_cache
 from typing import Any, Final
 from zlib import crc32
 
@@ -43,6 +44,8 @@ _EPOCH_BITS: Final = 24
 #: How far a datagram may be behind the highest number.
 _WINDOW: Final = 2048
 _SUM: Final = 4
+#: Objects of the library that are kept, for the sessions that were busy last: one has 2.5 kB, and an idle session needs none.
+_CIPHERS_KEPT: Final = 256
 
 
 def parse_key(text: str) -> bytes:
@@ -180,24 +183,23 @@ class Sealed(Seal):
 class _Key:
     """The key of one direction for one epoch."""
 
-    __slots__ = ("_aead", "_cipher", "_secret", "epoch")
+    __slots__ = ("_cipher", "_secret", "epoch")
 
     def __init__(self, secret: bytes, cipher: str, epoch: int) -> None:
         self._secret = secret
         self._cipher = cipher
-        self._aead = getattr(load_ciphers(), CIPHERS[cipher])(secret)
         self.epoch = epoch
 
     def next(self) -> _Key:
         return _Key(_hkdf(self._secret, b"", b"gws_gevent kcp next"), self._cipher, self.epoch + 1)
 
     def encrypt(self, nonce: bytes, packet: bytes, head: bytes) -> bytes:
-        sealed: bytes = self._aead.encrypt(nonce, packet, head)
+        sealed: bytes = _aead(self._cipher, self._secret).encrypt(nonce, packet, head)
         return sealed
 
     def decrypt(self, nonce: bytes, sealed: bytes, head: bytes) -> bytes | None:
         try:
-            packet: bytes = self._aead.decrypt(nonce, sealed, head)
+            packet: bytes = _aead(self._cipher, self._secret).decrypt(nonce, sealed, head)
         except _invalid():
             return None
         return packet
@@ -210,6 +212,11 @@ def _nonce(head: bytes) -> bytes:
 def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
     """RFC 5869 with SHA-256, for one block of output."""
     return hmac.digest(hmac.digest(salt or bytes(32), secret, "sha256"), info + b"\x01", "sha256")
+
+
+@lru_cache(_CIPHERS_KEPT)
+def _aead(cipher: str, secret: bytes) -> Any:
+    return getattr(load_ciphers(), CIPHERS[cipher])(secret)
 
 
 def load_ciphers() -> Any:
