@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gevent
 import gevent.socket
 
 from tests.gunicorn_process import GWS_WORKER
-from tests.support import ROOT, ServerProcess, require_installed, run_server_process
+from tests.support import ROOT, ServerProcess, require_installed, run_server_process, wait_until
 
 __all__ = ["App", "get", "serving_app"]
 
@@ -35,6 +36,18 @@ class App:
         """What /facts says."""
         facts: dict[str, Any] = json.loads(get(self.port, "/facts")[1])
         return facts
+
+    def settled_facts(self) -> dict[str, Any]:
+        """The same, once what earlier tests did has come to its end: three answers in a row are alike."""
+        last: list[dict[str, Any]] = []
+
+        def settled() -> bool:
+            gevent.sleep(0.05)
+            last.append(self.facts())
+            return last[-3:] == [last[-1]] * 3
+
+        wait_until(settled, 10)
+        return last[-1]
 
     def log(self) -> str:
         """What the server has written."""
