@@ -5,12 +5,13 @@ Belongs here: what more than one test module needs to run a browser, a proxy or 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,12 +176,20 @@ def node_modules() -> dict[str, str]:
     require_tool("node")
     npm = require_tool("npm")
     wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
-    if not all((HERE / "node_modules" / name / "package.json").exists() for name in wanted):
-        args = [npm, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-        finished = run_program(args, timeout=120)
-        if finished.status != 0:
-            reason = f"npm could not install {' and '.join(wanted)}: {finished.errors[-500:]}"
-            if CI:
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
+    # Several processes may run tests at once: one installs, the others wait.
+    with (HERE / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all((HERE / "node_modules" / name / "package.json").exists() for name in wanted):
+            _install(npm, wanted)
     return {"NODE_PATH": str(HERE / "node_modules")}
+
+
+def _install(npm: str, wanted: Collection[str]) -> None:
+    args = [npm, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+    finished = run_program(args, timeout=120)
+    if finished.status == 0:
+        return
+    reason = f"npm could not install {' and '.join(wanted)}: {finished.errors[-500:]}"
+    if CI:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
