@@ -20,7 +20,16 @@ from gws_gevent import ClientOptions, Connection, HandshakeRefused, TransportErr
 from gws_gevent.transports.tls_contexts import client_context
 from tests.pairs import Recorder
 from tests.peers.programs import accepts, browser, connect_from, nginx, running
-from tests.support import ROOT, ServerProcess, free_port, require_installed, run_program, run_server_process, wait_until
+from tests.support import (
+    ROOT,
+    ServerProcess,
+    free_port,
+    require_installed,
+    require_module,
+    run_program,
+    run_server_process,
+    wait_until,
+)
 
 EXAMPLES = ROOT / "examples"
 ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -198,6 +207,48 @@ def test_a_load_test_with_locust() -> None:
         finished = run_program([*args, "--seconds", "1"], env=ENV, timeout=60)
     assert finished.status == 0, finished.errors
     assert "WS CALL  hello" in finished.errors
+
+
+def test_every_transport_at_once(tmp_path: Path) -> None:
+    require_module("aioquic")
+    require_module("kcp")
+    args = [sys.executable, "-W", "error", str(EXAMPLES / "every_transport.py")]
+    finished = run_program(args, env=ENV)
+    assert (finished.status, finished.errors) == (0, "")
+    lines = finished.output.splitlines()
+    assert [line.split()[0] for line in lines] == ["tcp", "tls", "unix", "quic", "h3", "kcp"]
+    assert all(f"'hello 99 over {line.split()[0]}' after " in line for line in lines)
+    authority = trustme.CA()  # another authority than the server's own
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    wrong = run_program([*args, "--cert", str(tmp_path / "ca.pem")], env=ENV)
+    assert (wrong.status, wrong.errors.count("\n")) == (1, 1)
+
+
+def test_a_transport_that_is_not_installed_is_left_out(tmp_path: Path) -> None:
+    require_module("cryptography")
+    (tmp_path / "aioquic").mkdir()
+    (tmp_path / "aioquic" / "__init__.py").write_text("raise ImportError('hidden by the test')")
+    path = os.pathsep.join((str(tmp_path), ENV["PYTHONPATH"]))
+    finished = run_program([sys.executable, str(EXAMPLES / "every_transport.py")], env={"PYTHONPATH": path})
+    assert finished.status == 0, finished.errors
+    left_out = [line for line in finished.output.splitlines() if "left out" in line]
+    assert [line.split()[0] for line in left_out] == ["quic", "h3"]
+    assert all("pip install 'gws_gevent[quic]'" in line for line in left_out)
+
+
+def test_a_game_over_kcp_and_tcp(tmp_path: Path) -> None:
+    require_module("kcp")
+    require_module("matplotlib")
+    plot = tmp_path / "latency.png"
+    line = ["--seconds", "0.5", "--players", "2", "--loss", "1", "--rtt", "20", "--jitter", "2", "--plot", str(plot)]
+    finished = run_program([sys.executable, str(EXAMPLES / "game_tick" / "game.py"), *line], env=ENV, timeout=60)
+    assert (finished.status, finished.errors) == (0, "")
+    rows = {name: [float(value) for value in values] for name, *values in map(str.split, finished.output.splitlines()[2:])}
+    assert list(rows) == ["tcp", "kcp"]
+    for ages in rows.values():
+        assert ages == sorted(ages)
+        assert ages[0] >= 10, "no tick is faster than the line"
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.peer
