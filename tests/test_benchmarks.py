@@ -392,3 +392,21 @@ def test_a_datagram_transport_is_measured(transport: str) -> None:
         name, _, value = line.rpartition(": ")
         assert name, line
         assert re.match(r"[\d.]+", value), line
+
+
+@pytest.mark.slow
+def test_a_bad_line_makes_messages_late() -> None:
+    require_module("aioquic")
+    require_module("kcp")
+    command = [sys.executable, "-m", "benchmarks.lossy", "--loss", "0,10", "--seconds", "2", "--rtt", "60", "--jitter", "0"]
+    finished = run_program(command, timeout=60)
+    assert finished.status == 0, finished.errors
+    rows = re.findall(
+        r"^\| (TCP|QUIC|KCP)[^|]*\| (\d+) / (\d+) / (\d+) \| (\d+) / (\d+) / ([\d,]+) \|$", finished.output, re.MULTILINE
+    )
+    assert [name for name, *_ in rows] == ["TCP", "QUIC", "KCP", "KCP"] * 2, finished.output
+    for number, (_, *found) in enumerate(rows):
+        good, _, _, _, _, bad = (int(figure.replace(",", "")) for figure in found)
+        shortest = 30 if number < 4 else 60
+        assert shortest <= good <= shortest + 20, finished.output
+        assert bad > good, finished.output

@@ -1,6 +1,6 @@
 """What loss does to a connection of TCP, as Linux handles it. Time and randomness are passed in.
 
-The model, which is kind to TCP where it simplifies:
+The model, which is kind to TCP where it simplifies (it was never compared with a kernel, on a line that really loses packets):
 
 * A segment that arrives behind a gap waits in the receiver until the gap is filled.
 * Each segment that arrives is acknowledged at once, with everything that the receiver has (SACK without a bound), and again by
