@@ -17,6 +17,7 @@ import argparse
 import struct
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -31,8 +32,8 @@ STATE, INPUT = 200, 40
 HEAD = struct.Struct("!Id")
 #: KCP as games use it: no congestion control, repeated after 30 ms at the earliest or two later acknowledgements, 10 ms steps.
 KCP = {"mode": "fast3"}
-#: Seconds that the last ticks get to arrive.
-REST = 2.0
+#: Seconds that the last ticks get to arrive. What is not there then counts with the time it has waited.
+REST = 4.0
 
 
 class Game(EventHandler):
@@ -41,6 +42,7 @@ class Game(EventHandler):
     def __init__(self) -> None:
         self.players: set[Connection] = set()
         self.inputs = 0
+        self.sent_at: list[float] = []
 
     def on_open(self, conn: Connection) -> None:
         self.players.add(conn)
@@ -53,12 +55,13 @@ class Game(EventHandler):
 
     def run(self, ticks: int) -> None:
         for number in on_time(ticks):
-            state = HEAD.pack(number, time.monotonic()).ljust(STATE, b"\0")
+            self.sent_at.append(time.monotonic())
+            state = HEAD.pack(number, self.sent_at[-1]).ljust(STATE, b"\0")
             for player in list(self.players):
                 player.send(state)
 
 
-def on_time(ticks: int) -> Any:
+def on_time(ticks: int) -> Iterator[int]:
     """Count the ticks, each at its time; those that are late do not make the next ones late."""
     began = time.monotonic()
     for number in range(ticks):
@@ -66,27 +69,34 @@ def on_time(ticks: int) -> Any:
         yield number
 
 
-def play(url: str, ticks: int, late: list[float], at: list[float]) -> None:
-    """A player's side: send input, and note when each tick came and how old it was, in ms."""
+def play(url: str, ticks: int, late: list[float]) -> Exception | None:
+    """A player's side: send input, and note how old each tick was when it came, in ms. Return what went wrong."""
     params = KCP if url.startswith("ws+kcp:") else {}
-    with connect(url, options=ClientOptions(transport_params=params)) as conn:
-
-        def send_input() -> None:
-            for number in on_time(ticks):
-                conn.send(HEAD.pack(number, time.monotonic()).ljust(INPUT, b"\0"))
-
-        sending = gevent.spawn(send_input)
-        try:
-            for _ in range(ticks):
-                number, sent_at = HEAD.unpack_from(conn.receive(timeout=REST + 10))
+    sending = None
+    try:
+        with connect(url, options=ClientOptions(transport_params=params, handshake_timeout=15, close_timeout=1)) as conn:
+            sending = gevent.spawn(send_input, conn, ticks)
+            while len(late) < ticks:
+                _, sent_at = HEAD.unpack_from(conn.receive())
                 late.append((time.monotonic() - sent_at) * 1000)
-                at.append(number * TICK)
-        finally:
+    except (GwsError, TimeoutError) as error:
+        return error
+    finally:
+        if sending is not None:
             sending.kill()
+    return None
 
 
-def measure(scheme: str, line: Impairment, args: argparse.Namespace) -> tuple[list[float], list[list[float]]]:
-    """Play; return when the ticks were, and for each player how late they came."""
+def send_input(conn: Connection, ticks: int) -> None:
+    try:
+        for number in on_time(ticks):
+            conn.send(HEAD.pack(number, time.monotonic()).ljust(INPUT, b"\0"))
+    except GwsError:
+        pass  # whoever receives hears of it, too
+
+
+def measure(scheme: str, line: Impairment, args: argparse.Namespace) -> list[list[float]]:
+    """Play; return for each player how late the ticks came, in ms, in the order of the ticks."""
     game = Game()
     ticks = max(2, int(args.seconds / TICK))
     relay = udp_relay if scheme == "kcp" else tcp_relay
@@ -97,14 +107,33 @@ def measure(scheme: str, line: Impairment, args: argparse.Namespace) -> tuple[li
         with relay(target, line, args.seed) as (host, port):
             url = f"ws{'+kcp' if scheme == 'kcp' else ''}://{host}:{port}/"
             late: list[list[float]] = [[] for _ in range(args.players)]
-            at: list[list[float]] = [[] for _ in range(args.players)]
-            players = [gevent.spawn(play, url, ticks, *lists) for lists in zip(late, at, strict=True)]
-            with gevent.Timeout(20, GwsError("the players could not connect")):
-                while len(game.players) < args.players:
-                    gevent.sleep(0.01)
+            players = [gevent.spawn(play, url, ticks, one) for one in late]
+            while len(game.players) < args.players:
+                gevent.sleep(0.01)
+                for player in players:
+                    if player.ready():
+                        raise player.value
             game.run(ticks)
-            gevent.joinall(players, raise_error=True)
-    return at[0], late
+            gevent.joinall(players, timeout=REST)
+            now = time.monotonic()
+            for one in late:
+                one += [(now - sent_at) * 1000 for sent_at in game.sent_at[len(one) :]]
+            gevent.killall(players)
+    return late
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """Call a function in a greenlet; return one that returns what it returned, or raises what it raised."""
+    try:
+        result = function(*args)
+        return lambda: result
+    except (GwsError, OSError, TimeoutError) as error:
+        raised = error
+
+        def fail() -> None:
+            raise raised
+
+        return fail
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -123,12 +152,12 @@ def title(args: argparse.Namespace) -> str:
     return f"{args.loss:g} % loss each way, round trip {args.rtt:g} ms and up to {args.jitter:g} ms jitter each way"
 
 
-def draw(args: argparse.Namespace, found: dict[str, tuple[list[float], list[list[float]]]]) -> None:
+def draw(args: argparse.Namespace, found: dict[str, list[list[float]]]) -> None:
     figure = import_module("matplotlib.figure").Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(f"A game tick at 60 Hz, KCP and TCP: {title(args)}")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for colour, (name, (at, players)) in zip(("C1", "C0"), found.items(), strict=True):
-        left.plot(at, players[0], color=colour, linewidth=1, label=name.upper())
+    for colour, (name, players) in zip(("C1", "C0"), found.items(), strict=True):
+        left.plot([number * TICK for number in range(len(players[0]))], players[0], color=colour, linewidth=1, label=name.upper())
         values = sorted(value for one in players for value in one)
         beyond = [1 - number / len(values) for number in range(len(values))]
         right.plot(values, beyond, color=colour, label=name.upper())
@@ -164,22 +193,21 @@ def main() -> int:
     line = Impairment(loss=args.loss / 100, delay=args.rtt / 2000, jitter=args.jitter / 1000)
     try:
         if args.plot:
-            import_module("matplotlib.figure")
-        games = {scheme: gevent.spawn(measure, scheme, line, args) for scheme in ("tcp", "kcp")}
-        gevent.joinall(list(games.values()), raise_error=True)
-        found = {scheme: game.get() for scheme, game in games.items()}
+            import_module("matplotlib.figure")  # found out before the game
+        games = {scheme: gevent.spawn(attempt, measure, scheme, line, args) for scheme in ("tcp", "kcp")}
+        found = {scheme: game.get()() for scheme, game in games.items()}
+        print(f"age of a tick when it arrives, ms; {title(args)}")
+        print(f"{'':<5}" + "".join(f"{f'p{share * 100:g}' if share < 1 else 'worst':>9}" for share in SHARES))
+        for scheme, players in found.items():
+            print(row(scheme, players), flush=True)
         if args.plot:
             draw(args, found)
-    except ImportError as error:
-        print(f"{error}: pip install 'gws_gevent[kcp,plot]'", file=sys.stderr)
-        return 1
     except (GwsError, OSError, TimeoutError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"age of a tick when it arrives, ms; {title(args)}")
-    print(f"{'':<5}" + "".join(f"{f'p{share * 100:g}' if share < 1 else 'worst':>9}" for share in SHARES))
-    for scheme, (_, players) in found.items():
-        print(row(scheme, players))
+    except ImportError:
+        print("--plot needs matplotlib: pip install 'gws_gevent[plot]'", file=sys.stderr)
+        return 1
     return 0
 
 
