@@ -169,7 +169,8 @@ def test_a_handler_that_cannot_be_imported_is_told_with_its_setting(name: str, m
 
 def test_a_wrong_handler_ends_gunicorn_and_not_worker_after_worker(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
-    command = [sys.executable, "-m", "gunicorn", "-k", "gws_gevent.integrations.gunicorn.GwsWorker", "-b", "unix:app.sock", "app:app"]
+    worker = "gws_gevent.integrations.gunicorn.GwsWorker"
+    command = [sys.executable, "-m", "gunicorn", "-k", worker, "-b", "unix:app.sock", "app:app"]
     environ = {**os.environ, "GWS_GEVENT_HANDLER": "app:nobody", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
