@@ -129,7 +129,13 @@ class Server:
         self._start([one if isinstance(one, Listener) else listen_on_socket(one, settings) for one in listeners])
 
     def serve_forever(self) -> None:
-        """Block until `stop` has finished; an exception thrown in, such as KeyboardInterrupt, stops the server first."""
+        """Block until `stop` has finished; an exception thrown in, such as KeyboardInterrupt, stops the server first.
+
+        Raises:
+            GwsError: the server was never started.
+        """
+        if self._service is None and not self._stopped.is_set():
+            raise GwsError("serve_forever: call start() first, or run(), which does both")
         try:
             self._stopped.wait()
         finally:

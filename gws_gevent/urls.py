@@ -87,7 +87,7 @@ def parse_url(url: str) -> WebSocketUrl:
         raise EndpointError(f"{shown!r}: a URL has no spaces, backslashes or control characters")
     parts = _PARTS.fullmatch(url)
     if parts is None or not _SCHEME.fullmatch(parts[1].lower()):
-        raise EndpointError(f"{shown!r}: a WebSocket URL begins with ws:// or wss://")
+        raise EndpointError(f"{shown!r}: a WebSocket URL begins with ws:// or wss://, or names a transport, as ws+quic:// does")
     scheme = parts[1].lower()
     if "#" in url:
         raise EndpointError(f"{shown!r}: a WebSocket URL has no fragment")

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,7 +19,7 @@ import gevent.socket
 import pytest
 import trustme
 
-from gws_gevent import ClientOptions, CloseCode, Connection, EventHandler, HandshakeRefused, Message, Reconnect, connect
+from gws_gevent import ClientOptions, CloseCode, Connection, EventHandler, GwsError, HandshakeRefused, Message, Reconnect, connect
 from gws_gevent.transports.tls_contexts import client_context
 from tests.gunicorn_process import Gunicorn, run_gunicorn
 from tests.support import require_module, wait_until
@@ -150,6 +152,30 @@ def test_a_handler_without_code_in_the_app(how: str, tmp_path: Path) -> None:
         if how == "on_request":
             with connect(server.url("/ws")) as conn:
                 assert ask(conn, "hi") == "hi"
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Chat", "json:NoSuchName", "a module:Chat"])
+def test_a_handler_that_cannot_be_imported_is_told_with_its_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gws_gevent.integrations.gunicorn import GwsWorker
+
+    monkeypatch.setenv("GWS_GEVENT_HANDLER", name)
+    worker = object.__new__(GwsWorker)
+    with pytest.raises(GwsError, match=f"^GWS_GEVENT_HANDLER {name}: cannot be imported: "):
+        worker._find_handler()
+    monkeypatch.setattr(GwsWorker, "handler", name)
+    with pytest.raises(GwsError, match=f"^handler {name}: cannot be imported: "):
+        worker._find_handler()
+
+
+def test_a_wrong_handler_ends_gunicorn_and_not_worker_after_worker(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    worker = "gws_gevent.integrations.gunicorn.GwsWorker"
+    command = [sys.executable, "-m", "gunicorn", "-k", worker, "-b", "unix:app.sock", "app:app"]
+    environ = {**os.environ, "GWS_GEVENT_HANDLER": "app:nobody", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "GWS_GEVENT_HANDLER app:nobody: cannot be imported: " in done.stderr
+    assert "Worker failed to boot" in done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

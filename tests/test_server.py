@@ -151,6 +151,11 @@ def test_run_blocks_until_stop() -> None:
     running.get(timeout=5)
 
 
+def test_serve_forever_before_start_says_so_and_does_not_wait_for_ever() -> None:
+    with pytest.raises(GwsError, match=r"call start\(\) first"):
+        Server(EventHandler()).serve_forever()
+
+
 def test_an_exception_thrown_into_run_stops_the_server() -> None:
     handler = Recorder()
     server = Server(handler)

@@ -88,7 +88,7 @@ def test_user_and_password(user: str, username: str, password: str | None, autho
         ("", "begins with ws://"),
         ("example.com", "begins with ws://"),
         ("//example.com", "begins with ws://"),
-        ("http://h/", "begins with ws://"),
+        ("http://h/", r"begins with ws:// or wss://, or names a transport, as ws\+quic:// does"),
         ("wsx://h/", "begins with ws://"),
         ("ws+://h/", "begins with ws://"),
         ("ws:h", "begins with ws://"),

@@ -22,7 +22,7 @@ import gevent
 import gevent.socket
 from gevent.event import Event
 
-from gws_gevent.exceptions import MissingExtra
+from gws_gevent.exceptions import GwsError, MissingExtra
 from gws_gevent.handler import EventHandler
 from gws_gevent.http_head import Request
 from gws_gevent.integrations.gunicorn_log import AccessLog, as_text
@@ -115,15 +115,25 @@ class GwsWorker(GeventWorker):  # type: ignore[misc]
         handler_class = type("WorkerHandler", (WorkerHandler,), {"worker": self, "access_log": access_log})
         settings = WsgiSettings(log=None, error_log=self.log.error_log, environ=environ, handler_class=handler_class)
         on_request = type(self).on_request
-        handler = None if on_request is not None else self._find_handler()
+        handler = None if on_request is not None else self._handler
         options = replace(self.options, **self._options_of_settings())
         return WorkerServer(self, access_log, handler, options, on_request, wsgi=self.wsgi, wsgi_settings=settings)
 
+    def load_wsgi(self) -> None:
+        """The app, and the handler with it: what fails here ends gunicorn, later it would start workers without end."""
+        super().load_wsgi()
+        if type(self).on_request is None:
+            self._handler = self._find_handler()
+
     def _find_handler(self) -> Any:
-        named = type(self).handler
+        named, whose = type(self).handler, "handler"
         if named is None:
-            named = os.environ.get(HANDLER_VARIABLE) or None
-        found = pkgutil.resolve_name(named) if isinstance(named, str) else named
+            named, whose = os.environ.get(HANDLER_VARIABLE) or None, HANDLER_VARIABLE
+        try:
+            found = pkgutil.resolve_name(named) if isinstance(named, str) else named
+        except (ImportError, AttributeError, ValueError) as error:
+            # gunicorn's log has the traceback, which does not say which setting is wrong.
+            raise GwsError(f"{whose} {named}: cannot be imported: {error}") from error
         return found() if isinstance(found, type) and issubclass(found, EventHandler) else found
 
     def _options_of_settings(self) -> dict[str, Any]:
