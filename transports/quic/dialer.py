@@ -84,14 +84,16 @@ class ClientConnection(DatagramProtocol, SessionOwner):
     def is_good_for(self, streams: int) -> bool:
         """Another stream may be opened, or will be able to be."""
         session = self.session
-        return session.error is None and self.load < streams and (not session.established or session.core.may_open())
+        if session.error is not None or self.table.is_full or self.load >= streams:
+            return False
+        return not session.established or session.core.may_open()
 
     def open(self) -> QuicStream | None:
         """Open a stream when the handshake is complete; None: the server allows no more on this connection."""
         self._ready.wait()
         if self.session.error is not None:
             raise self.session.error
-        return self.table.open() if self.session.core.may_open() else None
+        return self.table.open() if self.session.core.may_open() and not self.table.is_full else None
 
     def retire(self) -> None:
         """End the connection if nobody needs it."""
