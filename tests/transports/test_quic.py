@@ -525,3 +525,55 @@ def test_mistakes_on_the_command_line_are_one_line(args: list[str], message: str
     assert ended.status == 2
     assert message in ended.errors
     assert ended.errors.count("\n") == 1
+
+
+FORK = """
+import os, sys
+import gevent.os
+from gws_gevent import EventHandler, ListenSettings, Server, TlsFiles, client_context, connect
+
+class Echo(EventHandler):
+    def on_message(self, conn, message):
+        conn.write_message(message.opcode, message.data)
+
+cert, key, ca = sys.argv[1:]
+context = client_context(ca)
+
+def start():
+    server = Server(Echo())
+    server.start("quic://127.0.0.1:0", settings=ListenSettings(tls=TlsFiles(cert, key)))
+    return server, server.address.replace("quic:", "wss+quic:")
+
+def echoes(conn, text):
+    conn.send(text)
+    assert conn.receive(timeout=5) == text
+
+server, url = start()
+conn = connect(url, ssl_context=context)
+echoes(conn, "before")
+child = gevent.os.fork()
+if not child:
+    try:
+        conn.send("of the parent, which alone may send it")
+        own, own_url = start()
+        for place in (own_url, url):
+            with connect(place, ssl_context=context) as other:
+                echoes(other, "in the child")
+    except BaseException as error:
+        print("child:", repr(error), flush=True)
+        os._exit(1)
+    os._exit(0)
+while (ended := gevent.os.waitpid(child, os.WNOHANG)) == (0, 0):
+    gevent.sleep(0.01)
+assert os.waitstatus_to_exitcode(ended[1]) == 0
+echoes(conn, "after")
+conn.close()
+server.stop()
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_child_leaves_its_parents_connections_alone_and_makes_its_own(certificates: Certificates) -> None:
+    """The timer, the socket and the keys of a connection would be shared, and both sides would use the same nonces."""
+    program = run_program([sys.executable, "-c", FORK, certificates.cert, certificates.key, certificates.ca])
+    assert (program.status, program.output, program.errors) == (0, "", "")

@@ -7,6 +7,7 @@ Belongs here: which connection a new stream goes on, making and ending connectio
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Hashable
 from typing import Final
 
@@ -176,8 +177,12 @@ class _Pool:
 
 def _pool() -> _Pool:
     """The pool of this hub: it lives with the hub, like all that connections share."""
-    found: _Pool = get_hub().__dict__.setdefault("_gws_gevent_quic_pool", _Pool())
-    return found
+    pools: dict[int, _Pool] = get_hub().__dict__.setdefault("_gws_gevent_quic_pools", {})
+    process = os.getpid()
+    if process not in pools:
+        pools.clear()  # a forked child: the connections are its parent's
+        pools[process] = _Pool()
+    return pools[process]
 
 
 class QuicDialer(Dialer):
