@@ -168,7 +168,7 @@ def work(conn, text):
         except ValueError as error:
             kept.append(error)  # its frames live on
         return len(kept)
-    if text == "fail" and conn.id % 2:
+    if text == "fail" and (conn.id + 1) // 2 % 2:  # of each pair of ends one is the server's
         deep(300, fail)
     return deep(100)
 

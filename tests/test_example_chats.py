@@ -77,6 +77,7 @@ def test_django(server: str, driver: Any, env: dict[str, str]) -> None:
             driver.get(f"http://127.0.0.1:{port}/signup/")
             fill_in(driver, username=name, password1=PASSWORD, password2=PASSWORD)
             driver.find_element("id", "signup").click()
+            wait_until(lambda: "/signup/" not in driver.current_url, 10, "the page for logging in")
         chat(driver, f"http://127.0.0.1:{port}/room/garden/", lambda name: log_in(driver, name, PASSWORD))
         # What was said is there for who comes later.
         driver.get(f"http://127.0.0.1:{port}/room/garden/")

@@ -56,7 +56,8 @@ class FineTimer:
             self._watcher = None
         if when is not None:
             self._watcher = self._loop.timer(max(0.0, when - time.monotonic()))
-            self._watcher.start(self._fired)
+            # Counted from now, not from when the loop last looked at the clock: it would fire too early by the difference.
+            self._watcher.start(self._fired, update=True)
 
     def _fired(self) -> None:
         if self.is_fine:
