@@ -18,12 +18,14 @@ from typing import Any
 
 import gevent
 import pytest
+from aioquic.quic import events
 
 from gws_gevent import ClientOptions, Connection, Server, ServerOptions, client_context, connect
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
 from gws_gevent.transports import registry
 from gws_gevent.transports.base import DialSettings, Endpoint, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.quic.dialer import ClientConnection, _pool
+from gws_gevent.transports.quic.session import _why
 from gws_gevent.transports.simulated import Impairment
 from tests.lossy import lossy_relay
 from tests.pairs import EchoHandler
@@ -247,6 +249,15 @@ def test_a_server_that_allows_fewer_streams_gets_more_connections(serve: Any) ->
             conn.send("x")
             assert conn.receive(timeout=5) == "x"
             conn.close()
+
+
+def test_a_connection_that_is_closed_during_the_handshake_is_told_in_words() -> None:
+    event = events.ConnectionTerminated(error_code=0xC, frame_type=0, reason_phrase="")
+    assert str(_why(event, "connect", 0)).endswith(": the peer has closed the connection before the handshake was complete")
+    event = events.ConnectionTerminated(error_code=0x101, frame_type=None, reason_phrase="oh")
+    assert str(_why(event, "connect", 0x100)) == "connect: application error 0x101 (oh)"
+    event = events.ConnectionTerminated(error_code=0x100, frame_type=None, reason_phrase="")
+    assert str(_why(event, "connect", 0x100)) == "connect: the peer has closed the connection"
 
 
 def test_a_dial_that_is_given_up_leaves_nothing_behind(settings: Any) -> None:

@@ -291,6 +291,8 @@ def _why(event: Any, doing: str, no_error: int) -> TransportError:
         if code in (QuicErrorCode.NO_ERROR, no_error):
             return TransportError(f"{doing}: the peer has closed the connection")
         return TransportError(f"{doing}: application error {code:#x}{f' ({reason})' if reason else ''}")
+    if code == QuicErrorCode.APPLICATION_ERROR:  # all that an application may say before it is known who hears it (section 10.2.3)
+        return TransportError(f"{doing}: the peer has closed the connection before the handshake was complete")
     if QuicErrorCode.CRYPTO_ERROR <= code <= QuicErrorCode.CRYPTO_ERROR + 0xFF:
         alert = code - QuicErrorCode.CRYPTO_ERROR
         return TransportError(f"{doing}: TLS failed: {reason or _ALERTS.get(alert, f'alert {alert}')}")
