@@ -18,7 +18,7 @@ from benchmarks.compare import Rates, Shape
 from benchmarks.libraries import FLOOR, GO, LIBRARIES, OURS, why_not
 from gws_gevent import ServerOptions
 from gws_gevent._accel import build_of
-from tests.support import free_port, require_tool, run_program
+from tests.support import free_port, require_module, require_tool, run_program
 
 SMALL = Shape(3, 64, 2)
 TEXT = Shape(3, 1000, 1, True)
@@ -376,3 +376,37 @@ def test_an_idle_connection_costs_its_client_little(more: tuple[str, ...]) -> No
     assert found is not None, finished.output
     # About 2.2 KB, and 1.1 KB more for Reconnect; the plain build, and Pythons that keep the data stack, need 4 KB more and up.
     assert 1000 < int(found[1].replace(",", "")) < (5000 if build_of("_fdio").TRIMS else 20_000)
+
+
+@ON_LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["kcp", "h3", "tcp"])
+def test_a_datagram_transport_is_measured(transport: str) -> None:
+    require_module("aioquic" if transport == "h3" else "kcp")
+    little = ["--seconds", "0.1", "--count", "20", "--sessions", "3", "--datagrams", "500"]
+    finished = run_program([sys.executable, "-m", "benchmarks.datagrams", "all", transport, *little], timeout=60)
+    assert finished.status == 0, finished.errors
+    lines = [line for line in finished.output.splitlines() if not line.startswith("-- ")]
+    assert len(lines) > 10
+    for line in lines:
+        name, _, value = line.rpartition(": ")
+        assert name, line
+        assert re.match(r"[\d.]+", value), line
+
+
+@pytest.mark.slow
+def test_a_bad_line_makes_messages_late() -> None:
+    require_module("aioquic")
+    require_module("kcp")
+    command = [sys.executable, "-m", "benchmarks.lossy", "--loss", "0,10", "--seconds", "2", "--rtt", "60", "--jitter", "0"]
+    finished = run_program(command, timeout=60)
+    assert finished.status == 0, finished.errors
+    rows = re.findall(
+        r"^\| (TCP|QUIC|KCP)[^|]*\| (\d+) / (\d+) / (\d+) \| (\d+) / (\d+) / ([\d,]+) \|$", finished.output, re.MULTILINE
+    )
+    assert [name for name, *_ in rows] == ["TCP", "QUIC", "KCP", "KCP"] * 2, finished.output
+    for number, (_, *found) in enumerate(rows):
+        good, _, _, _, _, bad = (int(figure.replace(",", "")) for figure in found)
+        shortest = 30 if number < 4 else 60
+        assert shortest <= good <= shortest + 20, finished.output
+        assert bad > good, finished.output

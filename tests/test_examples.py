@@ -11,16 +11,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import trustme
 
+from examples.game_tick.tcp_model import TcpConnection
 from gws_gevent import ClientOptions, Connection, HandshakeRefused, TransportError, connect
 from gws_gevent.transports.tls_contexts import client_context
 from tests.pairs import Recorder
 from tests.peers.programs import accepts, browser, connect_from, nginx, running
-from tests.support import ROOT, ServerProcess, free_port, require_installed, run_program, run_server_process, wait_until
+from tests.support import (
+    ROOT,
+    ServerProcess,
+    free_port,
+    require_installed,
+    require_module,
+    run_program,
+    run_server_process,
+    wait_until,
+)
 
 EXAMPLES = ROOT / "examples"
 ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -198,6 +209,100 @@ def test_a_load_test_with_locust() -> None:
         finished = run_program([*args, "--seconds", "1"], env=ENV, timeout=60)
     assert finished.status == 0, finished.errors
     assert "WS CALL  hello" in finished.errors
+
+
+def test_every_transport_at_once(tmp_path: Path) -> None:
+    require_module("aioquic")
+    require_module("kcp")
+    args = [sys.executable, "-W", "error", str(EXAMPLES / "every_transport.py")]
+    finished = run_program(args, env=ENV)
+    assert (finished.status, finished.errors) == (0, "")
+    lines = finished.output.splitlines()
+    assert [line.split()[0] for line in lines] == ["tcp", "tls", "unix", "quic", "h3", "kcp"]
+    assert all(f"'hello 99 over {line.split()[0]}' after " in line for line in lines)
+    authority = trustme.CA()  # another authority than the server's own
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    wrong = run_program([*args, "--cert", str(tmp_path / "ca.pem")], env=ENV)
+    assert (wrong.status, wrong.errors.count("\n")) == (1, 1)
+
+
+def test_a_transport_that_is_not_installed_is_left_out(tmp_path: Path) -> None:
+    require_module("cryptography")
+    (tmp_path / "aioquic").mkdir()
+    (tmp_path / "aioquic" / "__init__.py").write_text("raise ImportError('hidden by the test')")
+    path = os.pathsep.join((str(tmp_path), ENV["PYTHONPATH"]))
+    finished = run_program([sys.executable, str(EXAMPLES / "every_transport.py")], env={"PYTHONPATH": path})
+    assert finished.status == 0, finished.errors
+    left_out = [line for line in finished.output.splitlines() if "left out" in line]
+    assert [line.split()[0] for line in left_out] == ["quic", "h3"]
+    assert all("pip install 'gws_gevent[quic]'" in line for line in left_out)
+
+
+def test_a_game_over_kcp_and_tcp(tmp_path: Path) -> None:
+    require_module("kcp")
+    require_module("matplotlib")
+    plot = tmp_path / "latency.png"
+    line = ["--seconds", "0.5", "--players", "2", "--loss", "1", "--rtt", "20", "--jitter", "2", "--plot", str(plot)]
+    finished = run_program([sys.executable, str(EXAMPLES / "game_tick" / "game.py"), *line], env=ENV, timeout=60)
+    assert (finished.status, finished.errors) == (0, "")
+    rows = {name: [float(value) for value in values] for name, *values in map(str.split, finished.output.splitlines()[2:])}
+    assert list(rows) == ["tcp", "kcp"]
+    for ages in rows.values():
+        assert ages == sorted(ages)
+        assert ages[0] >= 10, "no tick is faster than the line"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    wrong = run_program([sys.executable, str(EXAMPLES / "game_tick" / "game.py"), "--loss", "51"], env=ENV)
+    assert wrong.status == 2
+    assert "Traceback" not in wrong.errors
+
+
+class Scripted(Random):
+    """Says "lost" for the packets of some numbers, in the order in which they are sent."""
+
+    def __init__(self, *lost: int) -> None:
+        super().__init__(1)
+        self.count, self.lost = 0, lost
+
+    def random(self) -> float:
+        number, is_loss = divmod(self.count, 2)
+        self.count += 1
+        if number in self.lost and not is_loss:
+            self.count += 1  # of a lost packet nobody asks how late it is
+            return 0.0
+        return 0.9
+
+
+def arrivals(connection: TcpConnection) -> list[tuple[float, int]]:
+    found = []
+    while (moment := connection.next_event()) is not None and moment < 60:
+        found += [(round(moment, 3), item) for _, item in connection.run(moment)]
+    return found
+
+
+def test_the_model_of_tcp() -> None:
+    def arrive(count: int, *lost: int) -> list[tuple[float, int]]:
+        connection, number = TcpConnection(0.5, 0.05, 0.0, Scripted(*lost)), 0
+        found = []
+        for number in range(count):
+            found += [(round(at, 3), item) for at in [number / 100] for _, item in connection.run(at)]
+            connection.send(0, number, 200, number / 100)
+        return found + arrivals(connection)
+
+    assert arrive(3) == [(0.05, 0), (0.06, 1), (0.07, 2)], "one way takes 50 ms"
+    # Alone: sent again after a smoothed round trip (100 ms) and 4 times its variation (50 ms) or 200 ms.
+    assert arrive(1, 0) == [(0.35, 0)]
+    assert arrive(1, 0, 1) == [(0.95, 0)], "twice as long the next time"
+    # The next one is acknowledged at 110 ms, which is too soon by a quarter of a round trip; all wait for the first.
+    assert arrive(3, 0) == [(0.175, 0), (0.175, 1), (0.175, 2)]
+    connection = TcpConnection(0.3, 0.03, 0.02, Random(7))
+    for number in range(300):
+        connection.send(0, number, 700, 0.0)
+        connection.send(1, number, 100, 0.0)
+    out: dict[int, list[int]] = {0: [], 1: []}
+    while (moment := connection.next_event()) is not None:
+        for side, item in connection.run(moment):
+            out[side].append(item)
+    assert out == {0: list(range(300)), 1: list(range(300))}, "all of it, in order, once"
 
 
 @pytest.mark.peer
