@@ -21,10 +21,10 @@ from gws_gevent import runtime
 from gws_gevent.answers import Answer, read_answer
 from gws_gevent.carrying import Link, LinkLimits, bad_gateway, gateway_timeout, within, words_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
-from gws_gevent.forwarding import check_may_pass, closing_head, forwarded_head
+from gws_gevent.forwarding import check_may_pass, closing_head, forwarded_head, opens_websocket
 from gws_gevent.handshake import parse_request, refusal_response
 from gws_gevent.http_body import BodyEnd
-from gws_gevent.http_head import HeadReader
+from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.options import BridgeOptions, options_or_default
 from gws_gevent.proxy_headers import TrustedProxies
 from gws_gevent.transports.base import DialSettings, EndpointLike, Listener, ListenSettings, Stream, is_encrypted
@@ -195,7 +195,7 @@ class _Crossing:
             request = parse_request(reader.head)
             check_may_pass(request, self._options)
             with self._bridge._admission():
-                self._cross(reader)
+                self._cross(reader, request)
         except HandshakeError as error:
             self._answer(refusal_response(error if isinstance(error, Refusal) else Refusal(400)))
 
@@ -230,12 +230,15 @@ class _Crossing:
         finally:
             self._waits_for_head = False
 
-    def _cross(self, reader: HeadReader) -> None:
+    def _cross(self, reader: HeadReader, request: Request) -> None:
         """Pass the request on, and what the target answers; carry what follows if that is an upgrade."""
         bridge = self._bridge
         tell = self._options.forwarded
         head = forwarded_head(reader.head, self.peer, is_encrypted(self._near), bridge._trusted, tell)
         answer = self._ask(head)
+        if answer.head.status == 101 and not opens_websocket(request, answer.head):
+            bridge._log.warning("%s: switched to another protocol than WebSocket", bridge.target)
+            raise bad_gateway()
         if answer.head.status != 101:
             self._pass_refusal(answer)
             return

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gws_gevent.exceptions import Refusal
-from gws_gevent.handshake import check_origin, upgrade_required, wants_websocket
-from gws_gevent.http_head import Request, check_header
+from gws_gevent.handshake import accept_key, check_origin, upgrade_required, wants_websocket
+from gws_gevent.http_head import Request, ResponseHead, check_header
 from gws_gevent.options import BridgeOptions
 from gws_gevent.proxy_headers import TrustedProxies
 
-__all__ = ["check_may_pass", "closing_head", "forwarded_head"]
+__all__ = ["check_may_pass", "closing_head", "forwarded_head", "opens_websocket"]
 
 #: Headers that say who a client is, besides all that begin with "x-forwarded-".
 _ABOUT_CLIENTS = frozenset({"forwarded", "x-real-ip"})
@@ -60,6 +60,17 @@ def forwarded_head(head: bytes, peer: Any, secure: bool, trusted: TrustedProxies
             told.append(("X-Forwarded-Proto", "https" if secure else "http"))
     rewritten = {name.lower() for name, _ in told}
     return _edited(head, lambda name: name in rewritten or (not believed and _is_about_client(name)), told)
+
+
+def opens_websocket(request: Request, answer: ResponseHead) -> bool:
+    """Whether a 101 is that of WebSocket (RFC 6455 section 4.1).
+
+    Behind another protocol that a client has offered as well, such as `h2c`, other requests could hide.
+    """
+    keys = request.headers.get_all("sec-websocket-key")
+    if len(keys) != 1 or (answer.headers.get("upgrade") or "").lower() != "websocket":
+        return False
+    return answer.headers.get_all("sec-websocket-accept") == [accept_key(keys[0])]
 
 
 def closing_head(head: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as plain_socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.base import DialSettings
 from gws_gevent.transports.registry import dialer
 from tests.pairs import EchoHandler
-from tests.raw import RawClient, request
+from tests.raw import ACCEPT, RawClient, request
 from tests.support import free_port, require_module, wait_until
+
+#: A target's answer to a request of `tests.raw`.
+SWITCHED = b"HTTP/1.1 101 Yes\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n" % ACCEPT.encode()
 
 
 class Talker(EchoHandler):
@@ -187,7 +190,7 @@ def test_bytes_that_come_with_the_request_and_with_the_answer_arrive() -> None:
         while not (received := sock.recv(1000)).endswith(b"\r\n\r\n"):
             pass
         assert b"hello" not in received  # held back until the upgrade is there
-        sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 101 Yes\r\nUpgrade: websocket\r\n\r\nwell, ")
+        sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + SWITCHED + b"well, ")
         sock.sendall(sock.recv(1000))
 
     with target(serve) as place, bridged(place) as bridge, RawClient(port_of(bridge)) as client:
@@ -286,6 +289,28 @@ def test_a_target_that_speaks_no_http_is_a_502_and_one_that_hangs_a_504(said: by
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"Upgrade: websocket", b"Upgrade: h2c"), (b"Upgrade: websocket\r\n", b""), (b"Accept: s", b"Accept: t")]
+)
+def test_a_target_that_switches_to_another_protocol_gets_no_tunnel(before: bytes, after: bytes) -> None:
+    behind: list[bytes] = []
+    ended: list[bool] = []
+
+    def serve(sock: Any) -> None:
+        while not sock.recv(1000).endswith(b"\r\n\r\n"):
+            pass
+        sock.sendall(SWITCHED.replace(before, after))
+        with suppress(ConnectionResetError):
+            behind.append(sock.recv(1000))
+        ended.append(True)
+
+    with target(serve) as place, bridged(place) as bridge, RawClient(port_of(bridge)) as client:
+        client.send(request("/", upgrade="h2c, websocket") + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert client.read_answer().status == 502
+        wait_until(lambda: ended)
+    assert not b"".join(behind)
+
+
 def test_a_client_that_sends_no_request_is_a_408() -> None:
     with echo_behind(BridgeOptions(handshake_timeout=0.1)) as (bridge, _), RawClient(port_of(bridge)) as client:
         client.send(b"GET / HT")
@@ -326,7 +351,7 @@ def upgraded(sock: Any) -> bytes:
     received = b""
     while b"\r\n\r\n" not in received:
         received += sock.recv(1000)
-    sock.sendall(b"HTTP/1.1 101 Yes\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    sock.sendall(SWITCHED)
     return received.partition(b"\r\n\r\n")[2]
 
 

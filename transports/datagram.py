@@ -38,6 +38,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any, Final
+from weakref import WeakSet
 
 from gevent.hub import get_hub
 from greenlet import greenlet
@@ -137,32 +138,37 @@ class Pump:
 
     def __init__(self) -> None:
         self._hub = get_hub()
-        self._pid = os.getpid()
         self.schedule = Schedule(self._wake_soon)
         self._timer = FineTimer(self._hub.loop, self._wake_soon)
         self._ready: deque[UdpPort] = deque()
         self._buffer = bytearray(LARGEST)
-        self._ports = 0
+        self._ports: set[UdpPort] = set()
         self._is_waiting = False
         self._is_called = False
         self._greenlet = greenlet(self._run, self._hub)
         self._hub.loop.run_callback(self._greenlet.switch)
+        _all_pumps.add(self)
 
     def add(self, port: UdpPort) -> None:
-        self._ports += 1
+        self._ports.add(port)
 
     def remove(self, port: UdpPort) -> None:
-        self._ports -= 1
+        self._ports.discard(port)
         if not self._ports:
-            _pumps().pop("pump", None)
+            _pumps_of(self._hub).pop("pump", None)
             self._timer.close()
             self._wake_soon()
 
+    def abandon(self) -> None:
+        """In a forked child: sockets, timer and sessions are its parent's. Two who go on with one session would ruin it."""
+        for port in list(self._ports):
+            port.leave()
+        self._ports.clear()
+        _pumps_of(self._hub).pop("pump", None)
+        self._timer.close()
+
     def is_ready(self, port: UdpPort) -> None:
         """In the hub: there is something to read."""
-        if os.getpid() != self._pid:
-            port.leave()  # a forked child: the datagrams are its parent's
-            return
         self._ready.append(port)
         if not self._is_waiting:
             port.pause()
@@ -197,15 +203,28 @@ class Pump:
                 hub.switch()
 
 
-def _pumps() -> dict[str, Pump]:
-    """The pump of this hub, if there is one: it lives with the hub, like all that its ports share."""
-    found: dict[str, Pump] = get_hub().__dict__.setdefault("_gws_gevent_datagram_pump", {})
+_all_pumps: WeakSet[Pump] = WeakSet()
+
+
+def _pumps_of(hub: Any) -> dict[str, Pump]:
+    """The pump of a hub, if there is one: it lives with the hub, like all that its ports share."""
+    found: dict[str, Pump] = hub.__dict__.setdefault("_gws_gevent_datagram_pump", {})
     return found
+
+
+def _forked() -> None:
+    for pump in list(_all_pumps):
+        pump.abandon()
+    _all_pumps.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def current_pump() -> Pump:
     """Return the pump of this hub, which is made if there is none."""
-    pumps = _pumps()
+    pumps = _pumps_of(get_hub())
     pump = pumps.get("pump")
     if pump is None:
         pump = pumps["pump"] = Pump()

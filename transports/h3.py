@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Final
 
 import pylsqpack
-from aioquic.h3.connection import ErrorCode, FrameType, H3Connection, ProtocolError, Setting
+from aioquic.buffer import encode_uint_var
+from aioquic.h3.connection import ErrorCode, FrameType, H3Connection, ProtocolError, Setting, encode_frame
 from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic import events
 from aioquic.quic.connection import QuicConnection
@@ -50,6 +51,8 @@ ALPN: Final = "h3"
 OTHER_STREAMS: Final = 8
 #: Bytes of one header section, as it is sent. How many a request's may have when decoded is the server's affair.
 MAX_HEADER_SECTION: Final = 32 * 1024
+#: Header lines of one section that are looked at. Each can be a single byte, and to check one takes two microseconds.
+MAX_HEADER_LINES: Final = 1024
 
 
 def listen(endpoint: Endpoint, settings: ListenSettings) -> Listener:
@@ -83,9 +86,10 @@ def _requests_of(session: QuicSession, on_stream: Callable[[Stream], object], on
 class H3Core(H3Connection):
     """aioquic's HTTP/3 without a dynamic table of QPACK, and with what there is to ask about its streams."""
 
-    def __init__(self, quic: QuicConnection) -> None:
+    def __init__(self, quic: QuicConnection, on_goaway: Callable[[], object]) -> None:
         super().__init__(quic)
         self._decoder = pylsqpack.Decoder(0, 0)
+        self._on_goaway = on_goaway
 
     def _get_local_settings(self) -> dict[int, int]:
         settings: dict[int, int] = {
@@ -96,6 +100,21 @@ class H3Core(H3Connection):
         if not self._is_client:
             settings[Setting.ENABLE_CONNECT_PROTOCOL] = 1  # RFC 9220 section 3
         return settings
+
+    def send_goaway(self, stream_id: int) -> None:
+        """Tell the client that this request and later ones are not served (RFC 9114 section 5.2)."""
+        assert self._local_control_stream_id is not None  # opened when the connection was
+        self._quic.send_stream_data(self._local_control_stream_id, encode_frame(FrameType.GOAWAY, encode_uint_var(stream_id)))
+
+    def _check_control_frame_type(self, frame_type: int) -> None:
+        # Once for each frame. What a GOAWAY says is not looked at: a server resets the requests that it does not serve.
+        super()._check_control_frame_type(frame_type)
+        if frame_type == FrameType.GOAWAY:
+            self._on_goaway()
+
+    def _decode_headers(self, stream_id: int, frame_data: bytes | None) -> Fields:
+        # Far more than a server or a client of ours takes: it refuses what is left as well, and has to, as too long.
+        return super()._decode_headers(stream_id, frame_data)[:MAX_HEADER_LINES]
 
     def waits_for_too_much(self, stream_id: int) -> bool:
         """What has begun on a stream is kept until it is complete, and that would be too much."""
@@ -119,9 +138,11 @@ class H3Table(StreamTable):
 
     h3: H3Core | None = None
 
+    NO_ERROR = int(ErrorCode.H3_NO_ERROR)
+
     def on_event(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.ProtocolNegotiated):
-            self.h3 = H3Core(self.session.core)
+            self.h3 = H3Core(self.session.core, self._on_goaway)
         elif isinstance(event, events.StreamDataReceived):
             self._on_stream_data(event)
         else:
@@ -153,6 +174,13 @@ class H3Table(StreamTable):
                     stream.on_headers(found.headers, found.stream_ended)
                 else:
                     stream.on_body(found.data, found.stream_ended)
+
+    def on_going_away(self) -> None:
+        if self.h3 is not None:
+            self.h3.send_goaway(4 * self._seen)
+
+    def _on_goaway(self) -> None:
+        self.is_full = True
 
     def _forget(self, stream_id: int) -> None:
         super()._forget(stream_id)
@@ -211,7 +239,7 @@ class H3Stream(QuicStream):
             return
         # An end without headers is none (RFC 9114 section 4.1).
         self._finished = True
-        self._table.session.core.reset_stream(self.stream_id, self.ABORTED)
+        self._table.session.core.reset_stream(self.stream_id, self._reason())
         self._table.is_writing(self)
 
     def _become_deaf(self) -> None:
@@ -281,6 +309,10 @@ class ServerStream(H3Stream):
 
     def _has_begun(self) -> bool:
         return self._translator.is_answered
+
+    def _reason(self) -> int:
+        # Nobody has done anything about it: the client may ask again elsewhere (RFC 9114 section 4.1.1).
+        return self.ABORTED if self._asked else int(ErrorCode.H3_REQUEST_REJECTED)
 
     def abort(self) -> None:
         if self.is_deaf:

@@ -162,6 +162,7 @@ def test_a_refused_websocket(peer: H3Client) -> None:
         (changed((b"x", b"y" * 20_000)), 431),
         (changed((b"x", b"y" * 60_000)), 431),
         (changed(*[(b"x", b"y")] * 200), 431),
+        (changed(*[(b"accept-encoding", b"gzip, deflate, br")] * 30_000), 431),
     ],
 )
 def test_one_clear_refusal_for_each_mistake(peer: H3Client, fields: list[tuple[bytes, bytes]], status: int) -> None:
@@ -334,6 +335,60 @@ def test_a_stopping_server_says_1001(server: Server, url: str, context: Any) -> 
         conn.receive(timeout=5)
     assert caught.value.info.code == CloseCode.GOING_AWAY
     stopping.get()
+
+
+def test_a_stopping_server_says_goaway_and_late_requests_may_be_tried_elsewhere(server: Server, peer: H3Client) -> None:
+    peer.answer(peer.request(CONNECT))
+    control = b""
+    listener: Any = server._listeners[0]
+    (session,) = listener.server.sessions
+    send = session.core.send_stream_data
+
+    def sent(stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        nonlocal control
+        control += data if stream_id == 3 else b""
+        send(stream_id, data, end_stream)
+
+    session.core.send_stream_data = sent
+    late = peer.quic.get_next_available_stream_id()
+    assert peer.h3 is not None
+    peer.h3.send_headers(late, CONNECT)  # under way while the server stops
+    stopping = gevent.spawn(server.stop)
+    wait_until(lambda: control)
+    assert control == b"\x07\x01\x04"  # GOAWAY: stream 4 and later ones are not served
+    peer.flush()
+    peer.until(lambda: late in peer.resets)
+    assert peer.resets[late] == 0x10B  # H3_REQUEST_REJECTED
+    peer.send(0, frame(Opcode.CLOSE, b"\x03\xe9"))
+    stopping.get()
+    wait_until(lambda: peer.over)
+    assert peer.over.error_code == 0x100  # H3_NO_ERROR
+
+
+def test_our_client_opens_another_connection_after_goaway(url: str, server: Server, context: Any) -> None:
+    first = connect(f"{url}/", ssl_context=context)
+    listener: Any = server._listeners[0]
+    (session,) = listener.server.sessions
+    session.say_going_away()
+    table: Any = first.stream._table  # type: ignore[attr-defined]
+    wait_until(lambda: table.is_full)
+    with connect(f"{url}/", ssl_context=context) as second:
+        assert second.stream._table is not table  # type: ignore[attr-defined]
+    first.send("on the old one")
+    assert first.receive(timeout=5) == "on the old one"
+    first.close()
+
+
+def test_an_error_of_http_3_is_not_taken_for_one_of_tls(url: str, server: Server, context: Any) -> None:
+    conn = connect(f"{url}/", ssl_context=context)
+    listener: Any = server._listeners[0]
+    (session,) = listener.server.sessions
+    session.close(TransportError("too much"), 0x107, "enough")
+    stream: Any = conn.stream
+    wait_until(lambda: stream._table.session.error)
+    assert "application error 0x107 (enough)" in str(stream._table.session.error)
+    with pytest.raises(ConnectionClosed):
+        conn.receive(timeout=5)
 
 
 def test_a_peer_that_never_reads_holds_less_than_a_mebibyte(certificates: Any) -> None:

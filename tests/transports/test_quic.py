@@ -18,12 +18,14 @@ from typing import Any
 
 import gevent
 import pytest
+from aioquic.quic import events
 
 from gws_gevent import ClientOptions, Connection, Server, ServerOptions, client_context, connect
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
 from gws_gevent.transports import registry
 from gws_gevent.transports.base import DialSettings, Endpoint, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.quic.dialer import ClientConnection, _pool
+from gws_gevent.transports.quic.session import _why
 from gws_gevent.transports.simulated import Impairment
 from tests.lossy import lossy_relay
 from tests.pairs import EchoHandler
@@ -247,6 +249,15 @@ def test_a_server_that_allows_fewer_streams_gets_more_connections(serve: Any) ->
             conn.send("x")
             assert conn.receive(timeout=5) == "x"
             conn.close()
+
+
+def test_a_connection_that_is_closed_during_the_handshake_is_told_in_words() -> None:
+    event = events.ConnectionTerminated(error_code=0xC, frame_type=0, reason_phrase="")
+    assert str(_why(event, "connect", 0)).endswith(": the peer has closed the connection before the handshake was complete")
+    event = events.ConnectionTerminated(error_code=0x101, frame_type=None, reason_phrase="oh")
+    assert str(_why(event, "connect", 0x100)) == "connect: application error 0x101 (oh)"
+    event = events.ConnectionTerminated(error_code=0x100, frame_type=None, reason_phrase="")
+    assert str(_why(event, "connect", 0x100)) == "connect: the peer has closed the connection"
 
 
 def test_a_dial_that_is_given_up_leaves_nothing_behind(settings: Any) -> None:
@@ -525,3 +536,55 @@ def test_mistakes_on_the_command_line_are_one_line(args: list[str], message: str
     assert ended.status == 2
     assert message in ended.errors
     assert ended.errors.count("\n") == 1
+
+
+FORK = """
+import os, sys
+import gevent.os
+from gws_gevent import EventHandler, ListenSettings, Server, TlsFiles, client_context, connect
+
+class Echo(EventHandler):
+    def on_message(self, conn, message):
+        conn.write_message(message.opcode, message.data)
+
+cert, key, ca = sys.argv[1:]
+context = client_context(ca)
+
+def start():
+    server = Server(Echo())
+    server.start("quic://127.0.0.1:0", settings=ListenSettings(tls=TlsFiles(cert, key)))
+    return server, server.address.replace("quic:", "wss+quic:")
+
+def echoes(conn, text):
+    conn.send(text)
+    assert conn.receive(timeout=5) == text
+
+server, url = start()
+conn = connect(url, ssl_context=context)
+echoes(conn, "before")
+child = gevent.os.fork()
+if not child:
+    try:
+        conn.send("of the parent, which alone may send it")
+        own, own_url = start()
+        for place in (own_url, url):
+            with connect(place, ssl_context=context) as other:
+                echoes(other, "in the child")
+    except BaseException as error:
+        print("child:", repr(error), flush=True)
+        os._exit(1)
+    os._exit(0)
+while (ended := gevent.os.waitpid(child, os.WNOHANG)) == (0, 0):
+    gevent.sleep(0.01)
+assert os.waitstatus_to_exitcode(ended[1]) == 0
+echoes(conn, "after")
+conn.close()
+server.stop()
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_child_leaves_its_parents_connections_alone_and_makes_its_own(certificates: Certificates) -> None:
+    """The timer, the socket and the keys of a connection would be shared, and both sides would use the same nonces."""
+    program = run_program([sys.executable, "-c", FORK, certificates.cert, certificates.key, certificates.ca])
+    assert (program.status, program.output, program.errors) == (0, "", "")

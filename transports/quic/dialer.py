@@ -7,6 +7,7 @@ Belongs here: which connection a new stream goes on, making and ending connectio
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Hashable
 from typing import Final
 
@@ -84,14 +85,16 @@ class ClientConnection(DatagramProtocol, SessionOwner):
     def is_good_for(self, streams: int) -> bool:
         """Another stream may be opened, or will be able to be."""
         session = self.session
-        return session.error is None and self.load < streams and (not session.established or session.core.may_open())
+        if session.error is not None or self.table.is_full or self.load >= streams:
+            return False
+        return not session.established or session.core.may_open()
 
     def open(self) -> QuicStream | None:
         """Open a stream when the handshake is complete; None: the server allows no more on this connection."""
         self._ready.wait()
         if self.session.error is not None:
             raise self.session.error
-        return self.table.open() if self.session.core.may_open() else None
+        return self.table.open() if self.session.core.may_open() and not self.table.is_full else None
 
     def retire(self) -> None:
         """End the connection if nobody needs it."""
@@ -174,8 +177,12 @@ class _Pool:
 
 def _pool() -> _Pool:
     """The pool of this hub: it lives with the hub, like all that connections share."""
-    found: _Pool = get_hub().__dict__.setdefault("_gws_gevent_quic_pool", _Pool())
-    return found
+    pools: dict[int, _Pool] = get_hub().__dict__.setdefault("_gws_gevent_quic_pools", {})
+    process = os.getpid()
+    if process not in pools:
+        pools.clear()  # a forked child: the connections are its parent's
+        pools[process] = _Pool()
+    return pools[process]
 
 
 class QuicDialer(Dialer):

@@ -286,9 +286,11 @@ class QuicListener(Listener):
                 log.error("accept on %s: %r", self.address, error)
 
     def stop_accepting(self) -> None:
-        """See Listener. A new connection is refused, a new stream is reset."""
-        if self.server is not None:
+        """See Listener. A new connection is refused, a new stream is reset; HTTP/3 says so beforehand."""
+        if self.server is not None and self.server.is_accepting:
             self.server.is_accepting = False
+            for session in self.server.sessions:
+                session.say_going_away()
 
     def close(self) -> None:
         """See Listener. Connections live until their streams have ended, on a socket whose address others can bind."""

@@ -31,6 +31,9 @@ _LAST_ANSWER: Final = 64
 class Application(ABC):
     """What runs on a connection. One object per connection; called in the pump, and never waits."""
 
+    #: What the peer is told when a connection ends in peace.
+    NO_ERROR = int(QuicErrorCode.NO_ERROR)
+
     @abstractmethod
     def on_event(self, event: events.QuicEvent) -> None:
         """The handshake is complete, data has come, a stream was reset ... (`aioquic.quic.events`)."""
@@ -52,6 +55,9 @@ class Application(ABC):
     @abstractmethod
     def is_left(self) -> bool:
         """There are streams, and all of them have been closed on this side: what was sent last may not have been delivered."""
+
+    def on_going_away(self) -> None:
+        """The server accepts no more streams: the peer may be told. What is written now is sent soon."""
 
     @abstractmethod
     def on_end(self, error: TransportError) -> None:
@@ -146,19 +152,32 @@ class QuicSession(DatagramSession):
         self._grants = True
         self._port.touch(self)
 
-    def close(self, error: TransportError, code: int = QuicErrorCode.NO_ERROR, reason: str = "") -> None:
-        """End the connection with CONNECTION_CLOSE and tell the application. Idempotent."""
+    def close(self, error: TransportError, code: int | None = None, reason: str = "") -> None:
+        """End the connection with CONNECTION_CLOSE and tell the application. Idempotent.
+
+        Args:
+            code: what went wrong, in the application's numbers. None: nothing.
+        """
         if self.error is None:
-            self.core.close(code, reason_phrase=reason)
+            self.core.close(self._no_error() if code is None else code, reason_phrase=reason)
             self._tell_end(error)
             self._port.touch(self)
+
+    def say_going_away(self) -> None:
+        """No more streams are accepted."""
+        if self.established and self.application is not None:
+            self.application.on_going_away()
+            self.touch()
 
     def say_goodbye(self, now: float) -> None:
         """Send CONNECTION_CLOSE at once: the process ends."""
         if self.error is None:
-            self.core.close()
+            self.core.close(self._no_error())
             for data, address in self.core.datagrams_to_send(now):
                 self._port.send(data, address)
+
+    def _no_error(self) -> int:
+        return Application.NO_ERROR if self.application is None else self.application.NO_ERROR
 
     def drop(self, error: TransportError) -> None:
         """End the connection without a word, at once."""
@@ -206,7 +225,7 @@ class QuicSession(DatagramSession):
         self._tell_events()
         if core.is_over:
             if self.error is None:
-                self._tell_end(_why(core.why_over, self.doing))
+                self._tell_end(_why(core.why_over, self.doing, self._no_error()))
             if sent:
                 self._last_words = sent
             if core.is_terminated or core.is_draining:
@@ -265,11 +284,15 @@ class QuicSession(DatagramSession):
                 self._port.send(data, address)
 
 
-def _why(event: Any, doing: str) -> TransportError:
+def _why(event: Any, doing: str, no_error: int) -> TransportError:
     """Put the end of a connection into words."""
     code, reason = event.error_code, event.reason_phrase
-    if code == QuicErrorCode.NO_ERROR and event.frame_type is None:
-        return TransportError(f"{doing}: the peer has closed the connection")
+    if event.frame_type is None:  # the numbers are the application's (RFC 9000 section 20.2)
+        if code in (QuicErrorCode.NO_ERROR, no_error):
+            return TransportError(f"{doing}: the peer has closed the connection")
+        return TransportError(f"{doing}: application error {code:#x}{f' ({reason})' if reason else ''}")
+    if code == QuicErrorCode.APPLICATION_ERROR:  # all that an application may say before it is known who hears it (section 10.2.3)
+        return TransportError(f"{doing}: the peer has closed the connection before the handshake was complete")
     if QuicErrorCode.CRYPTO_ERROR <= code <= QuicErrorCode.CRYPTO_ERROR + 0xFF:
         alert = code - QuicErrorCode.CRYPTO_ERROR
         return TransportError(f"{doing}: TLS failed: {reason or _ALERTS.get(alert, f'alert {alert}')}")

@@ -38,7 +38,10 @@ class StreamTable(Application):
     Attributes:
         session: the connection.
         held: bytes of all streams that the peer has not acknowledged, as of the last turn, and what was written since.
+        is_full: the peer has said that it takes no more streams on this connection.
     """
+
+    is_full = False
 
     def __init__(
         self,
@@ -418,10 +421,14 @@ class QuicStream(PollableStream):
             self._finished = True
             if self._error is None:
                 core = self._table.session.core
-                core.reset_stream(self.stream_id, self.ABORTED)
+                core.reset_stream(self.stream_id, self._reason())
                 core.discard_sending(self.stream_id)
                 self._table.is_writing(self)
             self._leave()
+
+    def _reason(self) -> int:
+        """What a reset tells the peer."""
+        return self.ABORTED
 
     def _leave(self) -> None:
         self._closed = True
