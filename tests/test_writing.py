@@ -613,7 +613,7 @@ def test_16_pipelined_messages_are_answered_with_one_send(function: bool) -> Non
             conn.send(message)
 
     with paired(echo if function else EchoHandler(), make=CountingStream) as pair:
-        sends = []
+        sends: list[int] = []
         # Where the machine holds it up for longer than a turn, a connection flushes and gives way: not every time.
         while len(sends) < 10 and 1 not in sends:
             pair.stream.sends.clear()
