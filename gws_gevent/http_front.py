@@ -328,7 +328,9 @@ class Visit:
 
     def rest(self) -> bytes:
         """See Carrier."""
-        return self._intake.take_back(self.reader)
+        rest = self._intake.take_back(self.reader)
+        self._intake.end()  # an app that reads on is not to take bytes away from the connection
+        return rest
 
     def socket(self, takeover: Takeover) -> Any:
         """See Carrier."""

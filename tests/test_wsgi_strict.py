@@ -401,3 +401,22 @@ def test_who_does_not_wait_for_the_answer_is_no_error(reset: bool, capfd: pytest
             wait_until(lambda: len(site.asked) == 2)  # noqa: B023  # called within this round
             gevent.sleep(0.05)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["app", "stock"])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_nothing_is_served_behind_an_upgrade_that_the_app_answers_over_http(kind: str, method: bytes) -> None:
+    site = Site()
+    with each_server(kind, site) as port:
+        answer = ask(port, upgrade().replace(b"GET /ws", method + b" /page") + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert site.asked == ["/page"]
+
+
+@pytest.mark.parametrize("kind", ["app", "stock"])
+def test_a_refusal_of_a_head_request_has_no_body(kind: str) -> None:
+    with each_server(kind, Site()) as port:
+        answer = ask(port, upgrade().replace(b"GET", b"HEAD"))
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.partition(b"\r\n\r\n")[2] == b""
