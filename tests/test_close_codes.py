@@ -508,8 +508,10 @@ def test_what_is_queued_behind_unsent_output_counts_at_once(write: str) -> None:
                 most.append(conn.held)
 
     most: list[int] = []
-    options = {"max_buffered": 700 * KIB, "write_high_water": 64 * KIB * KIB, "write_queue_size": 64 * KIB * KIB, "close_timeout": 0.1}
-    with running(Talking(), **options) as (server, port):
+    much = 64 * KIB * KIB
+    with running(
+        Talking(), max_buffered=700 * KIB, write_high_water=much, write_queue_size=much, close_timeout=0.1
+    ) as (server, port):
         with open_client(port, receive_buffer=4096) as client:
             client.send(frame(1, b"talk"))
             wait_until(lambda: not server.connections)

@@ -35,7 +35,10 @@ from gws_gevent import (
     WsgiSettings,
     connect,
 )
+from gws_gevent.http_head import Request
 from gws_gevent.integrations.pywsgi import WSGIHandler
+from gws_gevent.stream_socket import TakenSocket
+from gws_gevent.takeover import Takeover
 from tests.pairs import EchoHandler, serving, url_of
 from tests.raw import request as upgrade_request
 from tests.support import require_module, wait_until
@@ -583,3 +586,31 @@ def test_wsgi_input_is_over_once_the_connection_is_open(stock: bool) -> None:
             assert conn.receive(timeout=5) == "hi"
         wait_until(lambda: not upgrader.connections)
     assert seen == [b""]
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_nothing_of_an_upgrade_waits_for_the_garbage_collector(stock: bool) -> None:
+    upgrader = Upgrader(EchoHandler())
+    app = upgrading(upgrader)
+    kinds = (Request, Takeover, TakenSocket)
+
+    def left() -> int:
+        return sum(isinstance(found, kinds) for found in gc.get_objects())
+
+    with ExitStack() as stack:
+        if stock:
+            url = stock_url(stack.enter_context(stock_server(app)))
+        else:
+            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)), "/ws")
+        gc.collect()
+        gc.disable()
+        try:
+            before = left()
+            for _ in range(3):
+                with connect(url) as conn:
+                    conn.send("hi")
+                    assert conn.receive(timeout=5) == "hi"
+                    assert left() == before
+        finally:
+            gc.enable()
+        wait_until(lambda: not upgrader.connections)

@@ -313,12 +313,15 @@ def _swallow(_data: bytes) -> None:
 
 
 def is_misread(request: Request) -> bool:
-    """Tell whether pywsgi looks for the end of this request's body where others do not.
+    """Tell whether pywsgi may look for the end of this request where others do not.
 
-    To it any transfer coding but a single "chunked" is no body at all.
+    To it any transfer coding but a single "chunked" is no body at all. In HTTP/1.0 there are none (RFC 9112 section 6.1), and what
+    follows a CONNECT is the business of the host that it names (RFC 9110 section 9.3.6).
     """
     codings = request.headers.get_all("transfer-encoding")
-    return bool(codings) and [coding.lower() for coding in codings] != ["chunked"]
+    if codings and (request.version != "1.1" or [coding.lower() for coding in codings] != ["chunked"]):
+        return True
+    return request.method == "CONNECT"
 
 
 class SocketCarrier:
@@ -399,14 +402,13 @@ class SocketCarrier:
     def socket(self, takeover: Takeover) -> Any:
         """See Carrier."""
 
-        def take() -> tuple[Stream, Callable[[Any], None], bytes]:
+        def take(taken: TakenSocket) -> tuple[Stream, Callable[[Any], None], bytes]:
             takeover.take(LIBRARY)
             takeover.socket = taken
             rest, stream = self.rest(), self._as_stream()
             return stream, stream.send_all, rest
 
-        taken = TakenSocket(self._socket, take)
-        return taken
+        return TakenSocket(self._socket, take)
 
     def _as_stream(self) -> Stream:
         if self._stream is None:
