@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import gevent.socket
 from gevent import pywsgi
 
@@ -191,7 +192,10 @@ class Visit:
         self.request = None
         service.give_place_back(conn)
         self.behind = self._intake.take_back(self.reader)
-        if not self.behind:
+        if self.behind:
+            # Requests that came all at once, to an app that never waits: others have their turn between any two of them.
+            gevent.sleep(0)
+        else:
             conn.allow(service.options.keep_alive_timeout)
             try:
                 self.behind = service.read_or_leave(conn)
@@ -328,19 +332,20 @@ class Visit:
 
     def rest(self) -> bytes:
         """See Carrier."""
-        return self._intake.take_back(self.reader)
+        rest = self._intake.take_back(self.reader)
+        self._intake.end()  # an app that reads on is not to take bytes away from the connection
+        return rest
 
     def socket(self, takeover: Takeover) -> Any:
         """See Carrier."""
 
-        def take() -> tuple[Stream, Callable[[Any], None], bytes]:
+        def take(taken: TakenSocket) -> tuple[Stream, Callable[[Any], None], bytes]:
             takeover.take(LIBRARY)
             takeover.socket = taken
             self.service.taken_by_library(self.conn, taken.go_away)
             return self.conn.stream, self._send, self.rest()
 
-        taken = TakenSocket(self._socket, take)
-        return taken
+        return TakenSocket(self._socket, take)
 
     # Bytes, and how long they may take
 

@@ -17,6 +17,8 @@ from gevent.event import Event
 from gws_gevent.exceptions import TransportError
 from gws_gevent.transports.base import PollableStream, Stream
 
+Take = Callable[["TakenSocket"], tuple[Stream, Callable[[Any], None], bytes]]
+
 __all__ = ["Intake", "StreamSocket", "TakenSocket", "as_socket_error"]
 
 
@@ -128,16 +130,16 @@ class TakenSocket:
     It waits in the greenlet that calls; one may receive while another sends. `send` sends everything.
     """
 
-    def __init__(self, below: Any, take: Callable[[], tuple[Stream, Callable[[Any], None], bytes]]) -> None:
+    def __init__(self, below: Any, take: Take) -> None:
         """Make one.
 
         Args:
             below: what to ask for the descriptor, addresses and options.
-            take: called at the first use; raises if somebody else has the connection, and returns its stream, how to send to that,
-                and what was read ahead.
+            take: called with this socket at its first use; raises if somebody else has the connection, and returns its stream, how
+                to send to that, and what was read ahead.
         """
         self._below = below
-        self._take: Callable[[], tuple[Stream, Callable[[Any], None], bytes]] | None = take
+        self._take: Take | None = take
         self._stream: Any = None
         self._send: Any = None
         self._ahead = b""
@@ -156,7 +158,7 @@ class TakenSocket:
         if self._take is not None:
             self._number = self._below.fileno()
             take, self._take = self._take, None
-            self._stream, self._send, self._ahead = take()
+            self._stream, self._send, self._ahead = take(self)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Wait for bytes and return some, at most `size`; none: the peer has finished, or this has been closed."""

@@ -92,9 +92,9 @@ class Answer:
         return self
 
     @classmethod
-    def of(cls, refusal: Refusal) -> Answer:
+    def of(cls, refusal: Refusal, head_only: bool = False) -> Answer:
         """The answer that refuses a request, as this package always writes it."""
-        head, _, body = refusal_response(refusal).partition(b"\r\n\r\n")
+        head, _, body = refusal_response(refusal, head_only).partition(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
         # Hop by hop, which is a server's affair and not an app's (PEP 3333).
@@ -151,7 +151,7 @@ class Takeover:
         """Refuse the request: through `start_response`, or, where a view has none, in place of whatever it answers."""
         self.refused = True
         if start_response is not None:
-            return Answer.of(refusal)({}, start_response)
+            return Answer.of(refusal, self.request is not None and self.request.method == "HEAD")({}, start_response)
         self.by = "a refusal"
         self.refusal = refusal
         return Answer()
@@ -172,6 +172,12 @@ class Takeover:
             raise
         self.conn = conn
         return conn
+
+    def drop(self) -> None:
+        """The connection is to end at once, whatever it was to become."""
+        self.accepted = None
+        if self.conn is not None:
+            self.conn.abort()
 
     def end(self) -> None:
         """The request is over: whoever still holds this has nothing any more."""

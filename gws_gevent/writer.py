@@ -43,7 +43,7 @@ class Owner(Protocol):
         """The stream failed while sending. Called at most once."""
 
     def output_changed(self, writer: Writer) -> None:
-        """Bytes were left unsent, or some of those were sent, or the last of them was."""
+        """Bytes were left unsent, or more were queued behind those, or some of them were sent, or the last was."""
 
 
 class Writer:
@@ -147,7 +147,11 @@ class Writer:
 
     def flush(self) -> None:
         """Send what can be sent without blocking; a drain greenlet sends the rest."""
-        if self.draining or self.failed:
+        if self.failed:
+            return
+        if self.draining:
+            # Nothing is sent here, but there is more of it: the owner counts it now, for the stream may take nothing for long.
+            self._owner.output_changed(self)
             return
         if not self._parts:
             if not self._tail or (self._non_blocking and self._send_tail()):

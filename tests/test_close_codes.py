@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
-from gws_gevent import Close, Connection, ConnectionClosed, Message, Opcode, ProtocolError
+from gws_gevent import Broadcaster, Close, Connection, ConnectionClosed, Message, Opcode, ProtocolError
 from tests.raw import Frame, RawClient, Recorder, frame, open_client, running, server_side, shrink_send_buffer, still_echoes
 from tests.support import wait_until
 
@@ -491,6 +491,33 @@ def test_above_max_buffered_the_largest_offender_alone_is_closed_with_1013() -> 
             large.send(bytes(KIB))
             large.read_end()
         still_echoes(port)
+
+
+@pytest.mark.parametrize("write", ["write_async", "write_message", "broadcast"])
+def test_what_is_queued_behind_unsent_output_counts_at_once(write: str) -> None:
+    class Talking(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            shrink_send_buffer(conn)
+            for _ in range(40):
+                if write == "broadcast":
+                    Broadcaster(Opcode.BINARY, bytes(100 * KIB)).broadcast([conn])
+                else:
+                    getattr(conn, write)(Opcode.BINARY, bytes(100 * KIB))
+                # Long enough for the drain greenlet to wait for a peer that takes nothing.
+                gevent.sleep(0.002)
+                most.append(conn.held)
+
+    most: list[int] = []
+    much = 64 * KIB * KIB
+    with running(
+        Talking(), max_buffered=700 * KIB, write_high_water=much, write_queue_size=much, close_timeout=0.1
+    ) as (server, port):
+        with open_client(port, receive_buffer=4096) as client:
+            client.send(frame(1, b"talk"))
+            wait_until(lambda: not server.connections)
+        assert max(most) <= 700 * KIB
+        assert server._service is not None
+        assert server._service.buffered == 0
 
 
 def test_unsent_output_counts_towards_max_buffered() -> None:

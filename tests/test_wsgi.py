@@ -7,7 +7,7 @@ import io
 import socket
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import gevent
@@ -15,6 +15,7 @@ import gevent.socket
 import pytest
 from gevent.event import AsyncResult
 from gevent.pywsgi import WSGIServer
+from greenlet import GreenletExit
 
 from gws_gevent import (
     ClientOptions,
@@ -34,8 +35,12 @@ from gws_gevent import (
     WsgiSettings,
     connect,
 )
+from gws_gevent.http_head import Request
 from gws_gevent.integrations.pywsgi import WSGIHandler
+from gws_gevent.stream_socket import TakenSocket
+from gws_gevent.takeover import Takeover
 from tests.pairs import EchoHandler, serving, url_of
+from tests.raw import request as upgrade_request
 from tests.support import require_module, wait_until
 
 QUIET = WsgiSettings(log=None)
@@ -193,7 +198,7 @@ def test_a_hijacked_connection_has_no_more_objects_than_a_direct_one() -> None:
             def crowd(count: int) -> int:
                 for _ in range(count):
                     sock = stack.enter_context(gevent.socket.create_connection(("127.0.0.1", port_of(server)), timeout=5))
-                    sock.sendall(UPGRADE + b"\x81\x82\0\0\0\0hi")
+                    sock.sendall(upgrade_request("/ws") + b"\x81\x82\0\0\0\0hi")
                     while b"hi" not in sock.recv(1000):
                         pass
                 gc.collect()
@@ -331,11 +336,11 @@ def test_a_library_may_take_the_socket() -> None:
         settings = WsgiSettings(log=None, environ={"got": got})
         if make == "ours":
             with serving(None, wsgi=app, wsgi_settings=settings) as server:
-                found = ask(server, UPGRADE + b"ahead")
+                found = ask(server, upgrade_request("/ws") + b"ahead")
         else:
             with stock_server(app, environ={"got": got}) as stock:
                 stock.address = f"tcp://127.0.0.1:{stock.server_port}"  # type: ignore[assignment]
-                found = ask(stock, UPGRADE + b"ahead")
+                found = ask(stock, upgrade_request("/ws") + b"ahead")
         assert got == [b"ahead"]
         assert found == b"HTTP/1.1 101 Switching Protocols\r\n\r\nbye"
 
@@ -525,3 +530,87 @@ def test_requests_and_upgrades_are_logged() -> None:
     statuses = [line.split('"')[2].split()[0] for line in log.getvalue().splitlines()]
     assert statuses == ["200", "101", "426"]
     assert names == [("mine", 1, True)] * 3
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("thrown", [gevent.Timeout(1), GreenletExit()], ids=["timeout", "kill"])
+def test_what_is_no_exception_does_not_lead_back_to_http(stock: bool, blocking: bool, thrown: BaseException) -> None:
+    """A connection that was upgraded is never read as HTTP again, and a kill ends it."""
+    asked: list[str] = []
+    handler = EchoHandler()
+    upgrader = Upgrader(handler)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        asked.append(environ["PATH_INFO"])
+        (upgrader.accept if blocking else upgrader.upgrade)(environ, start_response)
+        raise thrown
+
+    with ExitStack() as stack:
+        if stock:
+            port = stack.enter_context(stock_server(app)).server_port
+        else:
+            port = port_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
+        with gevent.socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+            sock.sendall(upgrade_request("/ws") + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(200))
+            answer = b""
+            with suppress(ConnectionResetError):
+                while piece := sock.recv(65536):
+                    answer += piece
+        wait_until(lambda: not upgrader.connections)
+    assert asked == ["/ws"]
+    assert answer.count(b"HTTP/1.1 ") == (1 if blocking or isinstance(thrown, gevent.Timeout) else 0)
+    if isinstance(thrown, gevent.Timeout):
+        # 1002: what followed are no frames. 1000: it was not read.
+        assert answer.partition(b"\r\n\r\n")[2][:4] == b"\x88\x02\x03\xe8" if blocking else b"\x03\xea" in answer
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_wsgi_input_is_over_once_the_connection_is_open(stock: bool) -> None:
+    upgrader = Upgrader()
+    seen: list[bytes] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        with upgrader.accept(environ) as conn:
+            seen.append(environ["wsgi.input"].read())
+            conn.send(conn.receive(timeout=5))
+        return []
+
+    with ExitStack() as stack:
+        if stock:
+            url = stock_url(stack.enter_context(stock_server(app)))
+        else:
+            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
+        with connect(url) as conn:
+            conn.send("hi")
+            assert conn.receive(timeout=5) == "hi"
+        wait_until(lambda: not upgrader.connections)
+    assert seen == [b""]
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_nothing_of_an_upgrade_waits_for_the_garbage_collector(stock: bool) -> None:
+    upgrader = Upgrader(EchoHandler())
+    app = upgrading(upgrader)
+    kinds = (Request, Takeover, TakenSocket)
+
+    def left() -> int:
+        return sum(isinstance(found, kinds) for found in gc.get_objects())
+
+    with ExitStack() as stack:
+        if stock:
+            url = stock_url(stack.enter_context(stock_server(app)))
+        else:
+            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)), "/ws")
+        gc.collect()
+        gc.disable()
+        try:
+            before = left()
+            for _ in range(3):
+                with connect(url) as conn:
+                    conn.send("hi")
+                    assert conn.receive(timeout=5) == "hi"
+                    assert left() == before
+        finally:
+            gc.enable()
+        wait_until(lambda: not upgrader.connections)

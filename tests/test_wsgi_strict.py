@@ -160,6 +160,8 @@ BEHIND = {
     "two lengths": b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
     "another coding": b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
     "two codings": b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST /body HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "CONNECT": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n",
     "bare line feeds": b"GET /page HTTP/1.1\nHost: x\n\n",
     "two hosts": b"GET /page HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
 }
@@ -401,3 +403,36 @@ def test_who_does_not_wait_for_the_answer_is_no_error(reset: bool, capfd: pytest
             wait_until(lambda: len(site.asked) == 2)  # noqa: B023  # called within this round
             gevent.sleep(0.05)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["app", "stock"])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_nothing_is_served_behind_an_upgrade_that_the_app_answers_over_http(kind: str, method: bytes) -> None:
+    site = Site()
+    with each_server(kind, site) as port:
+        answer = ask(port, upgrade().replace(b"GET /ws", method + b" /page") + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert site.asked == ["/page"]
+
+
+@pytest.mark.parametrize("kind", ["app", "stock"])
+def test_a_refusal_of_a_head_request_has_no_body(kind: str) -> None:
+    with each_server(kind, Site()) as port:
+        answer = ask(port, upgrade().replace(b"GET", b"HEAD"))
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.partition(b"\r\n\r\n")[2] == b""
+
+
+def test_requests_that_come_all_at_once_let_others_have_their_turn() -> None:
+    site = Site()
+    with serving(None, wsgi=site, wsgi_settings=QUIET) as server, talking(port_of(server)) as greedy:
+        with talking(port_of(server)) as other:
+            greedy.sendall(PAGE * 300)
+            wait_until(lambda: site.asked)
+            other.sendall(b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n")
+            until(other, b"served /other")
+            assert site.asked.index("/other") < 200
+            found = b""
+            while found.count(b"served /page") < 300:
+                found += greedy.recv(65536)

@@ -176,7 +176,10 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def _connection_upgrade_requested(self) -> bool:
         """An upgrade to another protocol is ignored (RFC 9110 section 7.8), and its body is the app's to read."""
-        return self.request is not None and self.request.method == "GET" and wants_websocket(self.request)
+        return self._asked_for_websocket() and self.command == "GET"
+
+    def _asked_for_websocket(self) -> bool:
+        return self.request is not None and wants_websocket(self.request)
 
     def get_environ(self) -> Any:
         environ = pywsgi.WSGIHandler.get_environ(self)
@@ -199,6 +202,8 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def finalize_headers(self) -> None:
         pywsgi.WSGIHandler.finalize_headers(self)
         more = self.carrier.own_headers()
+        if self.code != 101 and self._asked_for_websocket():
+            more = {**more, "Connection": "close"}
         if more:
             given = {name.lower() for name, _ in self.response_headers}
             added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
@@ -248,9 +253,23 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.application_failed(takeover, error)
         if takeover.by is not None:
             self._connection_was_taken(takeover)
-        elif self.code == 101 or takeover.refused:
-            # 101: the app has spoken another protocol by itself, and what follows on this connection is no HTTP.
+        elif self.code == 101 or takeover.refused or self._asked_for_websocket():
+            # 101: the app has spoken another protocol by itself, and what follows on this connection is no HTTP. After any other
+            # answer, what stands between may believe all the same that the connection has become another.
             self.close_connection = True
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        """Log what is no fault of the client's, and answer 500; a connection that was taken has its end as after any return.
+
+        What is no Exception gets here past `run_application`: a `gevent.Timeout` of the app's, a kill. Who kills this greenlet
+        wants an end of the connection, be it upgraded or not.
+        """
+        takeover = self.takeover
+        if takeover is not None and issubclass(t, GreenletExit):
+            takeover.drop()
+        pywsgi.WSGIHandler.handle_error(self, t, v, tb)
+        if takeover is not None and takeover.by is not None:
+            self._connection_was_taken(takeover)
 
     def _connection_was_taken(self, takeover: Takeover) -> None:
         self.close_connection = True
@@ -294,12 +313,15 @@ def _swallow(_data: bytes) -> None:
 
 
 def is_misread(request: Request) -> bool:
-    """Tell whether pywsgi looks for the end of this request's body where others do not.
+    """Tell whether pywsgi may look for the end of this request where others do not.
 
-    To it any transfer coding but a single "chunked" is no body at all.
+    To it any transfer coding but a single "chunked" is no body at all. In HTTP/1.0 there are none (RFC 9112 section 6.1), and what
+    follows a CONNECT is the business of the host that it names (RFC 9110 section 9.3.6).
     """
     codings = request.headers.get_all("transfer-encoding")
-    return bool(codings) and [coding.lower() for coding in codings] != ["chunked"]
+    if codings and (request.version != "1.1" or [coding.lower() for coding in codings] != ["chunked"]):
+        return True
+    return request.method == "CONNECT"
 
 
 class SocketCarrier:
@@ -373,19 +395,20 @@ class SocketCarrier:
 
     def rest(self) -> bytes:
         """See Carrier."""
-        return self._intake.take_back(self.reader)
+        rest = self._intake.take_back(self.reader)
+        self._intake.end()  # an app that reads on is not to take bytes away from the connection
+        return rest
 
     def socket(self, takeover: Takeover) -> Any:
         """See Carrier."""
 
-        def take() -> tuple[Stream, Callable[[Any], None], bytes]:
+        def take(taken: TakenSocket) -> tuple[Stream, Callable[[Any], None], bytes]:
             takeover.take(LIBRARY)
             takeover.socket = taken
             rest, stream = self.rest(), self._as_stream()
             return stream, stream.send_all, rest
 
-        taken = TakenSocket(self._socket, take)
-        return taken
+        return TakenSocket(self._socket, take)
 
     def _as_stream(self) -> Stream:
         if self._stream is None:

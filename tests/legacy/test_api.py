@@ -548,6 +548,8 @@ def test_what_may_be_sent() -> None:
         for wrong in (None, 5, [1, 2]):
             with pytest.raises(TypeError):
                 ws.send(wrong)  # type: ignore[arg-type]
+            with pytest.raises(TypeError):
+                ws.send_frame(wrong, ws.OPCODE_PING)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="utf-8"):
             ws.send(b"\xff", binary=False)
         with pytest.raises(ValueError, match="opcode"):

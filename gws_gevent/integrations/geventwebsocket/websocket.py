@@ -192,13 +192,16 @@ class WebSocket:
             if opcode in (Opcode.TEXT, Opcode.BINARY):
                 conn.write_message(Opcode(opcode), message)
             else:
-                self._send_control(conn, message.encode() if isinstance(message, str) else bytes(message), opcode)
+                self._send_control(conn, message.encode() if isinstance(message, str) else message, opcode)
         except MessageTooLarge as error:
             raise FrameTooLargeException(str(error)) from error
         except (ConnectionClosed, TransportError) as error:
             raise WebSocketError(MSG_SOCKET_DEAD) from error
 
-    def _send_control(self, conn: Connection, payload: bytes, opcode: int) -> None:
+    def _send_control(self, conn: Connection, message: Data, opcode: int) -> None:
+        if not isinstance(message, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the payload of a control frame is bytes, not {type(message).__name__}")
+        payload = bytes(message)
         if opcode == Opcode.PING:
             conn.write_ping(payload)
         elif opcode == Opcode.PONG:
