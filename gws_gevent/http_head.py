@@ -41,7 +41,8 @@ _STATUS_START = b"HTTP/1."
 
 #: What nearly every client sends: the request line and the field lines of a GET. Possessive throughout: linear in any input.
 _PLAIN_GET = re.compile(r"GET (/[\x21\x22\x24-\x7e]*+) HTTP/1\.1\r\n")
-_FIELD_LINE = re.compile(rf"(?<=\n)([{_TCHAR}]++):[ \t]*+((?:[\x21-\x7e\x80-\xff]++|[ \t]++(?!\r))*+)[ \t]*+\r\n")
+#: Of a head that holds no control character but tabs and ends of lines, nor white space before an end.
+_FIELD_LINE = re.compile(rf"(?<=\n)([{_TCHAR}]++):[ \t]*+([^\r]*+)\r\n")
 
 _TOKEN = re.compile(rf"[{_TCHAR}]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -325,10 +326,11 @@ def _parse_plain_get(head: bytes) -> Request | None:
     """
     text = head.decode("latin-1")
     line = _PLAIN_GET.match(text)
-    if line is None or not text.endswith("\r\n\r\n"):
+    if line is None or not text.endswith("\r\n\r\n") or " \r" in text or "\t\r" in text:
         return None
     found = _FIELD_LINE.findall(text, line.end() - 1)
-    if len(found) != text.count("\n") - 2:  # a line that is none of a field, or a blank line too many
+    # A line that is none of a field, or a blank line too many; a character that may not stand in one.
+    if len(found) != text.count("\n") - 2 or len(head.translate(None, _PLAIN)) != 2 * (len(found) + 2):
         return None
     headers = Headers(found)
     if "content-length" in headers or "transfer-encoding" in headers:

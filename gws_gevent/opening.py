@@ -196,11 +196,12 @@ class ServerService(Service):
         """
         deciding = False
         try:
-            self.check_room(conn)
+            if self.stopping or self.options.max_connections is not None:
+                self.check_room(conn)
             # The peer has done its part in time. How long the program takes to decide is the program's affair.
             conn.allow(None)
             deciding = True
-            remote = self.remote(request, peer)
+            remote = self.remote(request, peer) if self._trusted is not None else None
             handler = self._route(request)
             if handler is TO_APP:
                 return TO_APP
@@ -235,7 +236,8 @@ class ServerService(Service):
                     self.refuse(conn, Refusal(500), request)
             raise
         conn.accepted(acceptance.subprotocol, acceptance.deflate, request, remote, rest)
-        self.upgraded(conn, request)
+        if self.on_upgrade is not _nobody:
+            self.upgraded(conn, request)
         if self.stopping:
             conn.write_close(CloseCode.GOING_AWAY)
         return handler
@@ -319,9 +321,8 @@ class ServerService(Service):
             self._awaited.discard(conn)
 
     def _read(self, stream: Stream, most: int | None = None) -> bytes:
-        view = memoryview(self.buffer)
-        count = stream.recv_into(self.buffer if most is None else view[:most])
-        return bytes(view[:count])
+        count = stream.recv_into(self.buffer if most is None else memoryview(self.buffer)[:most])
+        return bytes(memoryview(self.buffer)[:count])
 
     def _admit(self, conn: Connection) -> bool:
         """Give a connection one of `max_connections` places, to its end or its refusal; False: all are taken.
@@ -349,7 +350,8 @@ class ServerService(Service):
     def closed(self, conn: Connection) -> None:
         """A connection's greenlet has come to its end."""
         self._admitted.discard(conn)
-        self._libraries.pop(conn, None)
+        if self._libraries:
+            self._libraries.pop(conn, None)
         Service.closed(self, conn)
         if self._full and len(self.connections) < (self.options.accept_limit or 0) and not self.stopping:
             self._full = False

@@ -166,7 +166,8 @@ class Server:
     def _new_service(self) -> ServerService:
         front = self._make_front() if self._wsgi is not None else None
         service = ServerService(self._handler, self.options, self._on_request, self._tell, front)
-        service.on_upgrade = self.on_upgrade
+        if type(self).on_upgrade is not Server.on_upgrade or "on_upgrade" in vars(self):
+            service.on_upgrade = self.on_upgrade  # who does not override it is not called for each connection
         service.accepting = self._accepting
         return service
 

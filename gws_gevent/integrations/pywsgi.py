@@ -97,12 +97,26 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     response_headers: Any
     request: Request | None = None
     takeover: Takeover | None = None
+    _asks_for_websocket = False
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
         if rfile is None:
             self.carrier = SocketCarrier(sock)
             rfile = self.carrier.reader
         pywsgi.WSGIHandler.__init__(self, sock, address, server, rfile)
+
+    def MessageClass(self, *args: Any) -> Any:
+        """The headers of the request; their names in lower case if the head has been parsed strictly: that is not done twice."""
+        request = self.request
+        if request is None:
+            return pywsgi.WSGIHandler.MessageClass(self, *args)
+        # To its blank line, which is where the strict reader has found it, too.
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass
+        message = pywsgi.OldMessage()
+        for name, value in request.headers:
+            message.set_raw(name, value)
+        return message
 
     # Hooks for subclasses
 
@@ -145,7 +159,8 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if self.rfile.closed:
             return None
         self.takeover = None
-        self.request = self.carrier.next_request()
+        request = self.request = self.carrier.next_request()
+        self._asks_for_websocket = request is not None and wants_websocket(request)
         return pywsgi.WSGIHandler.handle_one_request(self)
 
     def read_request(self, raw_requestline: str) -> Any:
@@ -176,10 +191,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def _connection_upgrade_requested(self) -> bool:
         """An upgrade to another protocol is ignored (RFC 9110 section 7.8), and its body is the app's to read."""
-        return self._asked_for_websocket() and self.command == "GET"
-
-    def _asked_for_websocket(self) -> bool:
-        return self.request is not None and wants_websocket(self.request)
+        return self._asks_for_websocket and self.command == "GET"
 
     def get_environ(self) -> Any:
         environ = pywsgi.WSGIHandler.get_environ(self)
@@ -202,7 +214,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def finalize_headers(self) -> None:
         pywsgi.WSGIHandler.finalize_headers(self)
         more = self.carrier.own_headers()
-        if self.code != 101 and self._asked_for_websocket():
+        if self.code != 101 and self._asks_for_websocket:
             more = {**more, "Connection": "close"}
         if more:
             given = {name.lower() for name, _ in self.response_headers}
@@ -253,7 +265,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.application_failed(takeover, error)
         if takeover.by is not None:
             self._connection_was_taken(takeover)
-        elif self.code == 101 or takeover.refused or self._asked_for_websocket():
+        elif self.code == 101 or takeover.refused or self._asks_for_websocket:
             # 101: the app has spoken another protocol by itself, and what follows on this connection is no HTTP. After any other
             # answer, what stands between may believe all the same that the connection has become another.
             self.close_connection = True
@@ -296,7 +308,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """Let go of the last request: its environ knows the takeover, and that may be known to the app for longer."""
         if self.takeover is not None:
             self.takeover.end()
-        for name in ("application", "environ", "headers", "request", "result", "takeover", "wsgi_input"):
+        for name in ("_asks_for_websocket", "application", "environ", "headers", "request", "result", "takeover", "wsgi_input"):
             self.__dict__.pop(name, None)
 
 
