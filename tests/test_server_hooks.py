@@ -90,3 +90,16 @@ def test_sockets_that_listen_already_are_served() -> None:
                 assert conn.receive(timeout=5) == "hi"
     finally:
         server.stop()
+
+
+def test_on_upgrade_may_be_given_to_one_server() -> None:
+    server, seen = Server(EchoHandler()), list[str]()
+    server.on_upgrade = lambda conn, request: seen.append(request.path)  # type: ignore[method-assign]
+    server.start("127.0.0.1:0")
+    try:
+        with connect(url_of(server, "/here")) as conn:
+            conn.send("hi")
+            assert conn.receive(timeout=5) == "hi"
+    finally:
+        server.stop()
+    assert seen == ["/here"]
