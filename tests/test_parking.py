@@ -43,7 +43,7 @@ from gws_gevent.transports.base import ListenSettings
 from gws_gevent.transports.tcp import TcpListener
 from gws_gevent.transports.tls_contexts import client_context
 from tests.pairs import EchoHandler, paired, url_of
-from tests.raw import Frame, RawClient, frame
+from tests.raw import Frame, RawClient, frame, shrink_send_buffer
 from tests.support import wait_until
 
 #: Seconds. The wheel looks ten times a second.
@@ -394,6 +394,7 @@ def test_writing_to_a_parked_connection_does_not_wake_it(
 def test_a_large_write_to_a_parked_connection_and_a_slow_reader() -> None:
     data = random.Random(2).randbytes(4_000_000)
     with one_parked() as (handler, conn, client):
+        shrink_send_buffer(conn)
         writer = gevent.spawn(conn.write_binary, data)
         gevent.sleep(0)
         assert conn.buffered_amount
