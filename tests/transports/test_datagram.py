@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -18,7 +20,7 @@ from gws_gevent.transports.datagram import BATCH, DatagramPort, DatagramProtocol
 from gws_gevent.transports.fine_timer import FineTimer
 from gws_gevent.transports.schedule import FEW, PATIENCE, STALE_ENTRIES, DatagramSession, Schedule
 from gws_gevent.transports.simulated import Impairment, SimulatedNetwork
-from tests.support import wait_until
+from tests.support import run_program, wait_until
 
 HERE = Endpoint.parse("quic://127.0.0.1:0")
 
@@ -377,3 +379,35 @@ def test_a_session_lives_in_simulated_time() -> None:
     port.touch(session)
     assert network.run(lambda: session.expired, seconds=7200)
     assert session.expired == [network.now()] == [session.flushed[0] + 3600]
+
+
+# --- Ports that are not for everybody ---------------------------------------------------------------------------------------------
+
+UNPRIVILEGED = """
+import os, sys
+from gws_gevent import ListenSettings, TlsFiles
+from gws_gevent.exceptions import TransportError
+from gws_gevent.transports import registry
+
+settings = ListenSettings(tls=TlsFiles(sys.argv[2], sys.argv[3]))
+first = registry.listen(sys.argv[1] + "0", settings)
+first.start(print)  # imports what it takes, while that can be read
+first.close()
+listener = registry.listen(sys.argv[1] + "1", settings)
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    listener.start(print)
+except TransportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["quic", "h3", "kcp"])
+def test_a_privileged_port_is_told_in_one_line(scheme: str, certificates: Any) -> None:
+    if not sys.platform.startswith("linux") or int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 2:
+        pytest.skip("every port is for everybody here")
+    ended = run_program([sys.executable, "-c", UNPRIVILEGED, f"{scheme}://127.0.0.1:", certificates.cert, certificates.key])
+    assert (ended.output, ended.errors) == (f"[Errno 13] listen on {scheme}://127.0.0.1:1: Permission denied\n", "")
