@@ -120,6 +120,16 @@ class NonBlockingStream(Stream):
                 break
         return total
 
+    def _send_waiting(self, data: type_of_data) -> None:
+        """What is left of `send_all` once it is allowed to wait: `try_send`, and `wait_writable` while something is left."""
+        sent = self.try_send(data)
+        if sent == len(data):
+            return
+        with memoryview(data) as view:
+            while sent < len(view):
+                self.wait_writable()
+                sent += self.try_send(view[sent:])
+
     @abstractmethod
     def wait_writable(self) -> None:
         """Wait until `try_send` has a reason to take bytes again, and nothing it took is still held back in this process."""

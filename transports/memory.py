@@ -116,13 +116,7 @@ class MemoryStream(NonBlockingStream):
             raise ConcurrentObjectUseError("another greenlet is waiting to send on this stream")
         if getcurrent() is get_hub():
             raise BlockingSwitchOutError("send_all may have to wait, and the hub cannot: use try_send there")
-        sent = self.try_send(data)
-        if sent == len(data):
-            return
-        with memoryview(data) as view:
-            while sent < len(view):
-                self.wait_writable()
-                sent += self.try_send(view[sent:])
+        self._send_waiting(data)
 
     def wait_writable(self) -> None:
         if self._closed:
