@@ -41,9 +41,12 @@ def on_gunicorn(folder: Path, app: str, env: dict[str, str]) -> Iterator[int]:
 SERVERS: dict[str, Callable[..., Any]] = {"ours": on_our_server, "gunicorn": on_gunicorn}
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with browser(tmp_path_factory.mktemp("browser")) as driver:
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Any]:
+    # A new browser for each test: pages that one left open would go on connecting, and fill the next one's log.
+    folder = tmp_path / "browser"
+    folder.mkdir()
+    with browser(folder) as driver:
         yield driver
 
 
@@ -62,9 +65,8 @@ def test_flask(server: str, driver: Any, env: dict[str, str]) -> None:
         chat(driver, f"http://127.0.0.1:{port}/", lambda name: log_in(driver, name, "sesame"))
         driver.get(f"http://127.0.0.1:{port}/")
         log_in(driver, "cleo", "sesame")
-        driver.find_element("link text", "History").click()
-        assert [line.text for line in driver.find_elements("css selector", ".card p")] == ["ann <b>hi</b> \u20ac", "bo hello ann"]
-        leave(driver)
+        element(driver, "link text", "History").click()
+        wait_until(lambda: texts(driver, ".card p") == ["ann <b>hi</b> \u20ac", "bo hello ann"], 10)
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -76,14 +78,13 @@ def test_django(server: str, driver: Any, env: dict[str, str]) -> None:
         for name in ("ann", "bo"):
             driver.get(f"http://127.0.0.1:{port}/signup/")
             fill_in(driver, username=name, password1=PASSWORD, password2=PASSWORD)
-            driver.find_element("id", "signup").click()
+            element(driver, "id", "signup").click()
             wait_until(lambda: "/signup/" not in driver.current_url, 10, "the page for logging in")
         chat(driver, f"http://127.0.0.1:{port}/room/garden/", lambda name: log_in(driver, name, PASSWORD))
         # What was said is there for who comes later.
         driver.get(f"http://127.0.0.1:{port}/room/garden/")
         log_in(driver, "ann", PASSWORD)
         wait_until(lambda: shown(driver)[1] == ["ann <b>hi</b> \u20ac", "bo hello ann"], 10)
-        leave(driver)
 
 
 def check_refusals(port: int, target: str) -> None:
@@ -120,7 +121,7 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
     driver.switch_to.new_window("tab")
     driver.get(url)
     wait_until(lambda: shown(driver)[0] == "3 here", 10)
-    driver.find_element("css selector", "header form button").click()
+    element(driver, "css selector", "header form button").click()
     wait_until(lambda: "/login" in driver.current_url, 10)
     driver.close()
     driver.switch_to.window(second)
@@ -133,25 +134,34 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
 
 def log_in(driver: Any, name: str, password: str) -> None:
     wait_until(lambda: "/login" in driver.current_url, 10)
-    fill_in(driver, **{driver.find_elements("css selector", ".field input")[0].get_attribute("name"): name, "password": password})
-    driver.find_element("id", "login").click()
+    # Flask's form calls it name, Django's username.
+    fill_in(driver, **{element(driver, "css selector", ".field input:not([type=password])").get_attribute("name"): name, "password": password})
+    element(driver, "id", "login").click()
+
+
+def element(driver: Any, by: str, what: str) -> Any:
+    """The one element of the page, as soon as it is there: a click returns before the page it leads to is loaded."""
+    wait_until(lambda: len(driver.find_elements(by, what)) == 1, 10, f"an element whose {by} is {what}")
+    return driver.find_elements(by, what)[0]
+
+
+def texts(driver: Any, selector: str) -> list[str]:
+    """The texts of all elements, in one step: the page may change between two."""
+    found: list[str] = driver.execute_script(
+        "return Array.from(document.querySelectorAll(arguments[0]), found => found.innerText.trim())", selector
+    )
+    return found
 
 
 def fill_in(driver: Any, **fields: str) -> None:
     for name, value in fields.items():
-        driver.find_element("name", name).send_keys(value)
+        element(driver, "name", name).send_keys(value)
 
 
 def say(driver: Any, text: str) -> None:
-    driver.find_element("id", "text").send_keys(text)
-    driver.find_element("css selector", "#say button").click()
+    element(driver, "id", "text").send_keys(text)
+    element(driver, "css selector", "#say button").click()
 
 
 def shown(driver: Any) -> tuple[str, list[str]]:
-    state = driver.find_elements("id", "state")
-    return state[0].text if state else "", [line.text for line in driver.find_elements("css selector", "#lines li")]
-
-
-def leave(driver: Any) -> None:
-    driver.delete_all_cookies()
-    driver.get("about:blank")
+    return "".join(texts(driver, "#state")), texts(driver, "#lines li")
