@@ -14,6 +14,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import Context, copy_context
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
@@ -23,6 +24,7 @@ from gws_gevent._accel import build_of
 from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
 from gws_gevent.handshake import parse_request, refusal_response, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
+from gws_gevent.integrations.pywsgi_body import Body
 from gws_gevent.options import ServerOptions
 from gws_gevent.socket_streams import stream_of
 from gws_gevent.stream_socket import Intake, TakenSocket
@@ -52,7 +54,7 @@ class HandlerCarrier(Carrier, Protocol):
 
     #: Seconds that a connection which a library took has for its end.
     close_timeout: float
-    #: An earlier request of this connection was read with less care than an upgrade asks for.
+    #: An earlier request of this connection, or its body, was read with less care than an upgrade asks for.
     tainted: bool
     reader: io.BufferedReader
 
@@ -97,6 +99,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     response_headers: Any
     request: Request | None = None
     takeover: Takeover | None = None
+    wsgi_input: Any
     _asks_for_websocket = False
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
@@ -161,7 +164,13 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.takeover = None
         request = self.request = self.carrier.next_request()
         self._asks_for_websocket = request is not None and wants_websocket(request)
-        return pywsgi.WSGIHandler.handle_one_request(self)
+        result = pywsgi.WSGIHandler.handle_one_request(self)
+        body = self.wsgi_input
+        if isinstance(body, Body):
+            self.carrier.tainted = self.carrier.tainted or body.misread
+            if body.lost and result is True:
+                return None  # the app knows of the error, and has answered all the same
+        return result
 
     def read_request(self, raw_requestline: str) -> Any:
         valid = pywsgi.WSGIHandler.read_request(self, raw_requestline)
@@ -187,6 +196,8 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             return str(ex.status), refusal_response(ex, self.command == "HEAD")
         if isinstance(ex, OSError) and not isinstance(ex, pywsgi._InvalidClientInput):
             return None  # the stream has ended in the middle of a head
+        if isinstance(ex, HTTPException):
+            ex = ValueError(str(ex))  # more headers than the standard library reads: no reason for a traceback
         return pywsgi.WSGIHandler._handle_client_error(self, ex)
 
     def _connection_upgrade_requested(self) -> bool:
@@ -195,6 +206,11 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def get_environ(self) -> Any:
         environ = pywsgi.WSGIHandler.get_environ(self)
+        if self.wsgi_input.content_length or self.wsgi_input.chunked_input:
+            # A request for an upgrade has the bare stream as its wsgi.input: there is no body then.
+            self.wsgi_input = Body(self.wsgi_input)
+            if not self._connection_upgrade_requested():
+                environ["wsgi.input"] = self.wsgi_input
         self.carrier.environ(environ)
         self.takeover = environ[KEY] = Takeover(self.carrier, self.request)
         if self._connection_upgrade_requested():
