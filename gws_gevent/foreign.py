@@ -25,7 +25,7 @@ from gws_gevent.handshake import Headers, refusal_response
 from gws_gevent.http_head import Request
 from gws_gevent.integrations.pywsgi import new_connection
 from gws_gevent.socket_streams import ObjectStream, stream_of
-from gws_gevent.takeover import Accepted, Answer, StartResponse, Takeover
+from gws_gevent.takeover import Accepted, Answer, StartResponse, Takeover, switched
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
@@ -133,9 +133,8 @@ class ForeignTakeover(Takeover):
             self.conn = None
             conn.attach(accepted.handler)
             conn.read_loop()
-        # The connection is closed: this goes nowhere, but servers, and what stands between, want an answer before they look.
-        answer = Answer("101 Switching Protocols", [("Content-Type", "text/plain"), ("Content-Length", "0")])
-        return answer({}, start_response) if start_response is not None else answer
+        # The connection is closed by now, but the server wants an answer before it looks.
+        return switched(start_response)
 
 
 class SocketOfOthers:

@@ -21,7 +21,8 @@ from gevent import pywsgi
 from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
-from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
+from gws_gevent.exceptions import ConnectionClosed, HandshakeError, Refusal, TransportError
+from gws_gevent.frames import CloseCode, State
 from gws_gevent.handshake import parse_request, refusal_response, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.integrations.pywsgi_body import Body
@@ -130,8 +131,18 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """The app has returned and the connection was taken. What is left to do follows: the 101 and the read loop, or the end."""
 
     def application_failed(self, takeover: Takeover, error: Exception) -> None:
-        """The app has failed after the connection was taken: nothing of that is answered. Override it to do more than log it."""
-        log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
+        """The app has failed after the connection was taken: nothing of that is answered. Override it to do something else.
+
+        It is told where all failures of apps are, unless it is the connection's end; one that `accept` opened is closed with 1011.
+        """
+        conn = takeover.conn
+        over = takeover.accepted is None and (conn is None or conn.state is not State.OPEN)
+        if isinstance(error, Refusal) or (over and _is_end(error)):
+            log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
+            return
+        self._log_error(type(error), error, error.__traceback__)
+        if conn is not None:
+            conn.close(CloseCode.INTERNAL_ERROR)
 
     # One request
 
@@ -334,6 +345,12 @@ def _throw_away_context() -> Context:
     To copy where there is none would make one for as long as the greenlet lives.
     """
     return Context() if getcurrent().gr_context is None else copy_context()
+
+
+def _is_end(error: Exception) -> bool:
+    """What comes of using a connection that has ended."""
+    gone = isinstance(error, OSError) and error.errno in pywsgi.WSGIHandler.ignored_socket_errors
+    return gone or isinstance(error, (ConnectionClosed, TransportError))
 
 
 def _swallow(_data: bytes) -> None:
