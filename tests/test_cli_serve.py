@@ -365,7 +365,7 @@ def test_a_handler_serves_every_path(tmp_path: Path, name: str, answer: str) -> 
         ("./app:reverse", "--handler ./app:reverse: MODULE is a module's name, such as app or package.app, not a path\n"),
         ("../app:reverse", "MODULE is a module's name"),
         ("wrong:x", "wrong cannot be imported: ValueError: parallel: must be a whole number of at least 0, not -1 ("),
-        ("wrong:x", "/wrong.py, line 2)\n"),
+        ("wrong:x", "/wrong.py, line 2; --log-level debug shows the traceback)\n"),
         ("app:modern", "--handler app:modern: is a coroutine function"),
         ("app", "--handler app: must be MODULE:OBJECT"),
         (":x", "--handler :x: must be MODULE:OBJECT"),
