@@ -444,6 +444,27 @@ def test_flask() -> None:
             assert conn.receive(timeout=5) == "hi"
 
 
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_route_of_flask_that_is_not_for_websocket_is_hinted_at_once(stock: bool, caplog: pytest.LogCaptureFixture) -> None:
+    flask = require_module("flask")
+    app: Any = flask.Flask("app")
+    upgrader = Upgrader(EchoHandler())
+    app.add_url_rule("/ws", "ws", lambda: upgrader.upgrade(flask.request.environ))
+    app.add_url_rule("/no", "no", lambda: flask.abort(400), websocket=True)
+
+    with ExitStack() as stack:
+        if stock:
+            url = stock_url(stack.enter_context(stock_server(app)), "")
+        else:
+            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)), "")
+        for target in ("/no", "/ws", "/ws"):
+            with pytest.raises(HandshakeRefused) as refused:
+                connect(url + target)
+            assert refused.value.status == 400
+    said = "'/ws' asks for WebSocket, but its route was declared without websocket=True: Flask answers 400"
+    assert [record.getMessage() for record in caplog.records if record.name == "gws_gevent"] == [said]
+
+
 def test_the_server_stops_a_hijacked_connection_with_1001() -> None:
     handler = EchoHandler()
     with serving(None, wsgi=upgrading(Upgrader(handler)), wsgi_settings=QUIET) as server:

@@ -236,7 +236,16 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         write = pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
         if self.code == 101:
             self.carrier.http_is_over()
+        elif self.code == 400 and self._asks_for_websocket:
+            self._hint_at_route()
         return write
+
+    def _hint_at_route(self) -> None:
+        """A route of Flask that is not marked for WebSocket is a 400 without a reason: say it, once for a server."""
+        found = getattr(self.environ.get("werkzeug.request"), "routing_exception", None)
+        if type(found).__name__ == "WebsocketMismatch" and not getattr(self.server, "hinted_at_route", False):
+            self.server.hinted_at_route = True
+            log.warning("%r asks for WebSocket, but its route was declared without websocket=True: Flask answers 400", self.path)
 
     def finalize_headers(self) -> None:
         pywsgi.WSGIHandler.finalize_headers(self)
