@@ -253,6 +253,7 @@ class Visit:
             except OSError:
                 stream.abort()  # who sent what is refused here did not wait for the answer
                 return
+            handler.response_length = len(answer)
             handler.time_finish = time.time()
             handler.log_request()
             self.service.linger(self.conn)
