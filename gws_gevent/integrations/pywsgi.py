@@ -28,7 +28,7 @@ from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.integrations.pywsgi_body import Body
 from gws_gevent.options import ServerOptions
 from gws_gevent.socket_streams import stream_of
-from gws_gevent.stream_socket import Intake, TakenSocket
+from gws_gevent.stream_socket import READER_SIZE, Intake, TakenSocket
 from gws_gevent.takeover import KEY, Carrier, Takeover, switch
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ class SocketCarrier:
         self._socket = sock
         self._stream: Stream | None = None
         self._intake = Intake(sock.recv_into, sock)
-        self.reader = io.BufferedReader(self._intake)
+        self.reader = io.BufferedReader(self._intake, READER_SIZE)
 
     def next_request(self) -> Request | None:
         """See HandlerCarrier."""
