@@ -217,6 +217,34 @@ def test_a_large_body_in_one_read_and_in_lines(framed: str) -> None:
     assert found == [[body[:700_000], body[700_000:]], [body[:600_001], body[600_001:]]]
 
 
+class Counting(Site):
+    """Counts how often another greenlet has had its turn while a body was read, once all of that has come."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        self.go_on.wait()
+        self.turns = 0
+        taker = gevent.spawn(self.take)
+        answer = super().__call__(environ, start_response)
+        taker.kill()
+        return answer
+
+    def take(self) -> None:
+        while True:
+            self.turns += 1
+            gevent.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["app", "stock"])
+def test_a_body_of_tiny_chunks_leaves_others_their_turns(kind: str) -> None:
+    site = Counting()
+    body = b"1\r\na\r\n" * 4000 + b"0\r\n" + b"X: y\r\n" * 1000 + b"\r\n"
+    with each_server(kind, site) as port, talking(port) as sock:
+        sock.sendall(CHUNKS + body)
+        site.go_on.set()
+        until(sock, b"served /body")
+    assert site.turns > len(body) / 400
+
+
 @EACH_SERVER
 def test_a_body_that_is_cut_off_is_no_error_if_nobody_reads_it(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     site = Site()

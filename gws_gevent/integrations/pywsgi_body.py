@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 from gevent import pywsgi
 
 __all__ = ["Body"]
 
 #: Bytes read at once, whatever size has been declared: a buffer for all of them would be there before any of them is.
 PIECE = 256 * 1024
+#: Reads, which may be of one byte, between two turns of others; a large one counts for its pages as well.
+TURN, PAGE = 256, 4096
 #: What others may take for the end of a line, or for nothing: a line feed alone, and all other controls but tabs.
 CONTROLS = frozenset(bytes([code]) for code in range(32) if code not in b"\t\r\n") | {b"\x7f"}
 
@@ -71,14 +74,15 @@ class Body(pywsgi.Input):  # type: ignore[misc]
 
 
 class _File:
-    """What a body is read from: the handler's file, in pieces, with an eye on the lines between chunks."""
+    """What a body is read from: the handler's file, in pieces and turns, with an eye on the lines between chunks."""
 
-    __slots__ = ("_before", "_body", "_file")
+    __slots__ = ("_before", "_body", "_file", "_reads")
 
     def __init__(self, file: Any, body: Body) -> None:
         self._file = file
         self._body = body
         self._before = b""
+        self._reads = 0
 
     @property
     def closed(self) -> bool:
@@ -88,19 +92,27 @@ class _File:
         body = self._body
         if body.chunked_input:
             if body.position < body.chunk_length:
-                return bytes(self._file.read(min(size, PIECE)))  # the rest is asked for again
-            return self._look_at(self._file.read(size))
+                return self._take_turns(self._file.read(min(size, PIECE)))  # the rest is asked for again
+            return self._look_at(self._take_turns(self._file.read(size)))
         if size <= PIECE:
-            return bytes(self._file.read(size))
+            return self._take_turns(self._file.read(size))
         pieces = []
-        while size and (piece := self._file.read(min(size, PIECE))):
+        while size and (piece := self._take_turns(self._file.read(min(size, PIECE)))):
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
 
     def readline(self, size: int) -> bytes:
         # A line that is cut here is, to the app, one that came in several reads.
-        return bytes(self._file.readline(size if not self._body.chunked_input else min(size, PIECE)))
+        return self._take_turns(self._file.readline(size if not self._body.chunked_input else min(size, PIECE)))
+
+    def _take_turns(self, data: bytes) -> bytes:
+        """A client that sends faster than its body is read, such as one of tiny chunks, would leave no time for any other."""
+        self._reads += 1 + len(data) // PAGE
+        if self._reads >= TURN:
+            self._reads = 0
+            gevent.sleep(0)
+        return data
 
     def _look_at(self, byte: bytes) -> bytes:
         """`byte` is one of a chunk's size, its extensions or the trailers: gevent asks for those one by one."""
