@@ -2,8 +2,8 @@
 
 Belongs here: where each server keeps its socket, and what it has read ahead. Does not belong here: our own handlers' requests.
 
-Known are gevent's pywsgi, gunicorn's workers `gevent` and `gevent_pywsgi`, and Werkzeug's development server. The read loop runs
-inside the call of the app there, and everything below it stays alive.
+Known are gevent's pywsgi, gunicorn's workers `gevent` and `gevent_pywsgi`, Werkzeug's development server, and wsgiref's. The read
+loop runs inside the call of the app there, and everything below it stays alive.
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ def _find_socket(environ: MutableMapping[str, Any]) -> Any:
     raw = _raw_input(environ)
     if raw is not None:
         return raw._sock
-    raise GwsError("the connection of this request cannot be found: its WSGI server is none of those that are known")
+    software = environ.get("SERVER_SOFTWARE", "")
+    raise GwsError(
+        f"the connection of this request cannot be found: its WSGI server ({software}) is none of those that are known, "
+        "such as python -m gws_gevent serve --wsgi"
+    )
 
 
 def _raw_input(environ: MutableMapping[str, Any]) -> Any:
@@ -190,6 +194,7 @@ def _buffered(file: io.BufferedReader) -> bytes:
     timeout = sock.gettimeout() if sock is not None else None
     if sock is None:
         return b""
+    blocking = os.get_blocking(sock.fileno())
     sock.settimeout(0.0)
     try:
         return file.peek()
@@ -197,6 +202,8 @@ def _buffered(file: io.BufferedReader) -> bytes:
         return b""
     finally:
         sock.settimeout(timeout)
+        # The line above may have made the descriptor block, and our stream shares that: to receive would stop every thread.
+        os.set_blocking(sock.fileno(), blocking)
 
 
 def _duplicate(sock: Any) -> Any:
