@@ -207,8 +207,9 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             return str(ex.status), refusal_response(ex, self.command == "HEAD")
         if isinstance(ex, OSError) and not isinstance(ex, pywsgi._InvalidClientInput):
             return None  # the stream has ended in the middle of a head
-        if isinstance(ex, HTTPException):
-            ex = ValueError(str(ex))  # more headers than the standard library reads: no reason for a traceback
+        if isinstance(ex, (HTTPException, IndexError)):
+            # More headers than the standard library reads, or a version without a point: no reason for a traceback.
+            ex = ValueError(str(ex))
         return pywsgi.WSGIHandler._handle_client_error(self, ex)
 
     def _connection_upgrade_requested(self) -> bool:
