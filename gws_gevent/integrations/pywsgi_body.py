@@ -54,8 +54,8 @@ class Body(pywsgi.Input):  # type: ignore[misc]
             self.lost = True
             raise
         except OSError as error:
-            if error.errno is not None:
-                raise  # the stream has failed
+            if type(error) is not OSError or error.errno is not None:
+                raise  # the stream has failed, or took too long
             self.lost = True
             raise BodyCutOff(str(error)) from None
         except ValueError:
