@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ from gevent.pywsgi import WSGIServer
 
 from gws_gevent import ServerOptions, Upgrader, WsgiSettings, connect
 from gws_gevent.integrations.pywsgi import WSGIHandler
+from gws_gevent.integrations.pywsgi_body import Body
 from tests.pairs import EchoHandler, serving, url_of
 from tests.support import wait_until
 
@@ -215,6 +218,47 @@ def test_a_large_body_in_one_read_and_in_lines(framed: str) -> None:
             sock.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path, how))
             until(sock, b"read")
     assert found == [[body[:700_000], body[700_000:]], [body[:600_001], body[600_001:]]]
+
+
+@EACH_SERVER
+@pytest.mark.parametrize("framed", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"])
+def test_a_body_is_over_with_its_request(kind: str, framed: bytes) -> None:
+    kept: list[Any] = []
+
+    class Keeping(Site):
+        def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+            if environ["REQUEST_METHOD"] == "POST":
+                kept.append(environ["wsgi.input"])
+            return super().__call__(environ, start_response)
+
+    with each_server(kind, Keeping()) as port, talking(port) as sock:
+        sock.sendall(b"POST /page HTTP/1.1\r\nHost: x\r\n" + framed)
+        until(sock, b"served /page")
+        (body,) = kept
+        wait_until(lambda: isinstance(body.rfile, io.BytesIO))
+        reading = gevent.spawn(body.read)
+        sock.sendall(PAGE)
+        until(sock, b"served /page")
+        assert reading.get(timeout=5) == b""
+        body.position, body.chunk_length = 0, -1
+        with pytest.raises(OSError, match=r"EOF|end of file"):
+            body.read()
+
+
+@EACH_SERVER
+def test_no_body_waits_for_the_garbage_collector(kind: str) -> None:
+    site = Site()
+    with each_server(kind, site) as port, talking(port) as sock:
+        gc.collect()
+        gc.disable()
+        try:
+            sock.sendall(CHUNKS + b"3\r\nabc\r\n0\r\n\r\n")
+            until(sock, b"served /body")
+            sock.sendall(PAGE)
+            until(sock, b"served /page")
+            wait_until(lambda: not any(isinstance(found, Body) for found in gc.get_objects()))
+        finally:
+            gc.enable()
 
 
 class Counting(Site):

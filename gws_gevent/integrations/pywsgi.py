@@ -179,6 +179,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         body = self.wsgi_input
         if isinstance(body, Body):
             self.carrier.tainted = self.carrier.tainted or body.misread
+            body.end()
             if body.lost and result is True:
                 return None  # the app knows of the error, and has answered all the same
         return result

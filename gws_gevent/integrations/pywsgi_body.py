@@ -7,6 +7,7 @@ deadlines and limits (http_front.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import gevent
@@ -71,6 +72,11 @@ class Body(pywsgi.Input):  # type: ignore[misc]
                 pywsgi.Input._discard(self)
         except BodyCutOff:
             pass  # who waits for the next request finds that out
+
+    def end(self) -> None:
+        """The request is over: who still holds this, as a greenlet of the app's may, reads nothing of the next one."""
+        this: Any = self  # the slot is the base class's, which has no hints
+        this.rfile = BytesIO()
 
 
 class _File:
