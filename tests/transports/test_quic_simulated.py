@@ -358,6 +358,7 @@ def test_initials_that_cannot_be_read_make_no_connection(certificates: Any) -> N
         damaged = bytearray(initial[0])
         damaged[6:14] = random.randbytes(8)  # another destination connection ID: other keys
         world.network.carry(bytes(damaged), ("203.0.113.1", 1024 + number), SERVER)
+        world.run(seconds=0.001)  # all at once would not be looked at: see Newcomers
     world.run(lambda: client.session.established, seconds=5)
     assert world.server.admission.refused["damaged"] == 1000
     assert len(world.server.sessions) == 1

@@ -76,6 +76,7 @@ class KcpListener(Listener):
 
     def _give_port_back(self) -> None:
         if self._is_closed and self._port is not None and self.server is not None and not self.server.sessions:
+            self.server.leave()
             self._port.close()
             self._port = None
 
