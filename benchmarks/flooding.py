@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from random import Random
 from typing import Final
 
@@ -24,6 +24,7 @@ __all__ = ["KINDS", "Flooding", "flooder"]
 
 #: What can be sent to whom. "noise" is random bytes; "starts" is what begins a conversation, and does not go on: with QUIC it
 #: cannot be decrypted. "initials" can, and each asks for a handshake; "handshakes" are whole ones, each followed by a goodbye.
+#: "stock" are opening handshakes of WebSocket from a hundred addresses, for a server of KCP with cookie=0.
 KINDS: Final = {
     "kcp": ("noise", "starts"),
     "quic": ("noise", "starts", "initials", "handshakes"),
@@ -104,14 +105,25 @@ def kcp_hello(random: Random) -> bytes:
     return Controls(None, "aes-256-gcm").write(Control(Kind.HELLO, bytes(4), random.randbytes(NONCE)))
 
 
-def _send_datagrams(port: int, datagrams: list[bytes], count: int, rate: int) -> tuple[int, int, int]:
+def kcp_push(random: Random) -> bytes:
+    """An opening handshake as the first segment of a stock peer."""
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    request += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    head = struct.pack("<BBHIIII", 81, 0, 128, random.getrandbits(32), 0, 0, len(request))
+    return random.randbytes(4) + head + request
+
+
+def _send_datagrams(port: int, datagrams: list[bytes], count: int, rate: int, sources: int = 1) -> tuple[int, int, int]:
     size = answered = 0
     buffer = bytearray(65536)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
-        source.connect(("127.0.0.1", port))
-        source.setblocking(False)
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(sources)]
+        for number, source in enumerate(sockets):
+            source.bind((f"127.0.0.{1 + number}", 0))
+            source.connect(("127.0.0.1", port))
+            source.setblocking(False)
         for number in _paced(count, rate):
-            data = datagrams[number % len(datagrams)]
+            data, source = datagrams[number % len(datagrams)], sockets[number % sources]
             try:
                 source.send(data)
                 size += len(data)
@@ -196,6 +208,7 @@ def main(transport: str, kind: str, port: int, count: int, rate: int) -> None:
     random = Random(1)
     makers: dict[tuple[str, str], Callable[[Random], bytes]] = {
         ("kcp", "starts"): kcp_hello,
+        ("kcp", "stock"): kcp_push,
         ("quic", "initials"): lambda _: whole_initial("ws"),
         ("h3", "initials"): lambda _: whole_initial("h3"),
     }
@@ -207,7 +220,7 @@ def main(transport: str, kind: str, port: int, count: int, rate: int) -> None:
     elif kind == "handshakes":
         done = _shake_hands(port, "ws" if transport == "quic" else transport, count, rate)
     else:
-        done = _send_datagrams(port, datagrams, count, rate)
+        done = _send_datagrams(port, datagrams, count, rate, 100 if kind == "stock" else 1)
     print(*done, time.perf_counter() - began)
 
 
