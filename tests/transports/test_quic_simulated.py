@@ -291,6 +291,36 @@ def test_streams_opened_and_reset_in_a_loop_leave_nothing(certificates: Any) -> 
     assert transfer.received == b"still here"
 
 
+def test_streams_are_opened_no_faster_than_so_many_a_second(certificates: Any) -> None:
+    world = World(certificates.both, endpoint="quic://192.0.2.1:4433?streams=100")
+    client, _ = world.connect()
+    keep = client.open()
+    assert keep is not None
+    counts: list[int] = []
+    count = 0
+
+    def churn() -> bool:
+        nonlocal count
+        while (stream := client.open()) is not None:
+            stream.abort()
+            count += 1
+        return False
+
+    for _ in range(3):
+        before = count
+        world.run(churn, seconds=0.4)
+        counts.append(count - before)
+    assert counts[0] > 199, "at first as many as at once, twice"
+    assert all(180 <= number <= 220 for number in counts[1:]), counts
+    before = world.network.sent
+    world.run(seconds=10)
+    count = 0
+    world.run(churn, seconds=0.02)
+    assert 99 <= count <= 220, "who waits may open many at once again"
+    assert world.network.sent - before < 200
+    assert len(world.server.sessions) == 1
+
+
 def test_a_peer_that_vanishes_is_given_up_after_the_idle_time(certificates: Any) -> None:
     world = World(certificates.both, endpoint="quic://192.0.2.1:4433?idle=20")
     client, port = world.connect()
