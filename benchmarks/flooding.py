@@ -213,7 +213,7 @@ def main(transport: str, kind: str, port: int, count: int, rate: int) -> None:
         ("h3", "initials"): lambda _: whole_initial("h3"),
     }
     make = makers.get((transport, kind), quic_initial if kind == "starts" else noise)
-    datagrams = [make(random) for _ in range(DIFFERENT)] if kind not in ("connections", "handshakes") else []
+    datagrams = [make(random) for _ in range(min(DIFFERENT, count))] if kind not in ("connections", "handshakes") else []
     began = time.perf_counter()
     if kind == "connections":
         done = _open_connections(port, count, rate)
