@@ -430,7 +430,7 @@ def test_a_stock_peer_that_acknowledges_gets_all() -> None:
         return received == 100_000
 
     assert net.run(reads_all, seconds=5)
-    assert theirs._session._credit is None
+    assert theirs._session._unproven is None
     net.run(seconds=30)
     assert theirs._session.error is None
 
