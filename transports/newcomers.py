@@ -5,7 +5,7 @@ Belongs here: the queue and whose turn it is. Does not belong here: what is done
 
 A first packet of QUIC costs a server some milliseconds, and whoever sends it nothing. So a port serves its sessions at once, and
 newcomers for TURN seconds, one of them at least; then the loop looks whether anything has come for the sessions. While they are
-busy newcomers get half of the time. What does not fit into the queue is lost, as datagrams are.
+busy newcomers get two thirds of the time. What does not fit into the queue is lost, as datagrams are.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ class Newcomers(DatagramSession):
         """Datagrams that wait."""
         return len(self._begun.datagrams) + len(self._strangers.datagrams)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Half of the places for strangers are taken."""
+        return len(self._strangers.datagrams) > MOST // 2
+
     def add(self, data: bytes, address: Any, *, has_begun: bool = False) -> None:
         """Have a datagram served in its turn.
 
@@ -109,7 +114,7 @@ class Newcomers(DatagramSession):
         while len(self) and ended - begun < TURN:
             self._serve_one(now)
             ended = self._clock()
-        self._from = ended + (ended - begun if ended - self.heard_at < BUSY else 0.0)
+        self._from = ended + ((ended - begun) / 2 if ended - self.heard_at < BUSY else 0.0)
         return self._from if len(self) else None
 
     def _serve_one(self, now: float) -> None:

@@ -44,7 +44,7 @@ def test_one_turn_takes_as_long_as_it_may_and_serves_one_at_least() -> None:
         assert [line.turn(), line.turn()] == [number, number], "at once, while nobody else is there"
 
 
-def test_while_sessions_are_busy_newcomers_get_half_of_the_time() -> None:
+def test_while_sessions_are_busy_newcomers_get_two_thirds_of_the_time() -> None:
     line = Line(0.004)
     for _ in range(5):
         line.newcomers.add(b"x", "anybody")
@@ -54,7 +54,7 @@ def test_while_sessions_are_busy_newcomers_get_half_of_the_time() -> None:
         line.turn()
         due = line.schedule.next_deadline()
         line.now = line.now if due is None else max(line.now, due)
-    assert line.now - begun == pytest.approx(5 * 0.004 + 4 * 0.004 + COURTESY, abs=5 * COURTESY)
+    assert line.now - begun == pytest.approx(5 * 0.004 + 4 * 0.002 + COURTESY, abs=5 * COURTESY)
     line.newcomers.add(b"x", "anybody")
     line.now += BUSY + 0.004
     assert line.turn() == 1

@@ -54,8 +54,8 @@ class Limits:
         connections: at the same time.
         per_address: of one IPv4 address, or of one IPv6 network of 64 bits.
         half_open: connections whose handshake is not complete; more are not answered.
-        retry: half-open connections, and datagrams that wait to be looked at, from which on a client has to show that it
-            receives at its address (RFC 9000 section 8.1.2).
+        retry: half-open connections from which on a client has to show that it receives at its address (RFC 9000 section 8.1.2);
+            it also has to when many wait to be looked at.
     """
 
     connections: int = 100_000
@@ -88,11 +88,13 @@ class Admission:
         self._by_address: dict[Hashable, int] = {}
         self._tokens = QuicRetryTokenHandler()
 
-    def judge(self, header: QuicHeader, data: bytes, address: Address, now: float, *, waiting: int = 0) -> Welcome | bytes | None:
+    def judge(
+        self, header: QuicHeader, data: bytes, address: Address, now: float, *, is_crowded: bool = False
+    ) -> Welcome | bytes | None:
         """Decide about a datagram that belongs to no connection.
 
         Args:
-            waiting: datagrams of newcomers that have not been looked at: with the half-open connections they say how busy it is.
+            is_crowded: many others wait to be judged.
 
         Returns:
             Welcome: let it in. bytes: send this answer and forget it. None: forget it.
@@ -111,7 +113,7 @@ class Admission:
         if full is not None:
             self.refused[full] += 1
             return None
-        if self.half_open + waiting >= self.limits.retry or header.token:
+        if is_crowded or self.half_open >= self.limits.retry or header.token:
             return self._with_token(header, address, now)
         if not _is_genuine(header, data):
             self.refused["damaged"] += 1

@@ -146,7 +146,7 @@ class QuicServer(DatagramProtocol, SessionOwner):
             return
         if header.packet_type is QuicPacketType.ONE_RTT:
             return  # of a handshake that has been given up meanwhile
-        verdict = self.admission.judge(header, data, address, now, waiting=len(self.newcomers))
+        verdict = self.admission.judge(header, data, address, now, is_crowded=self.newcomers.is_crowded)
         if isinstance(verdict, bytes):
             self._port.send(verdict, address)
         elif verdict is not None:
