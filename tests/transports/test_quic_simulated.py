@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from random import Random
 from typing import Any
 
@@ -319,6 +320,26 @@ def test_streams_are_opened_no_faster_than_so_many_a_second(certificates: Any) -
     assert 99 <= count <= 220, "who waits may open many at once again"
     assert world.network.sent - before < 200
     assert len(world.server.sessions) == 1
+
+
+def test_a_server_has_the_memory_of_an_ended_connection_back_without_a_collection(certificates: Any) -> None:
+    world = World(certificates.both)
+    gc.collect()
+    gc.disable()
+    try:
+        client, _ = world.connect()
+        stream = client.open()
+        assert stream is not None
+        transfer = Transfer(stream, bytes(10_000))
+        assert world.run(lambda: transfer.step() or transfer.done)
+        (session,) = world.server.sessions
+        core = weakref.ref(session.core)
+        assert world.run(lambda: not world.server.sessions and client.session.error is not None)
+        world.run(seconds=10)
+        del session
+        assert core() is None
+    finally:
+        gc.enable()
 
 
 def test_a_peer_that_vanishes_is_given_up_after_the_idle_time(certificates: Any) -> None:

@@ -287,3 +287,14 @@ class CoreConnection(QuicConnection):
         self._cryptos_initial = dict.fromkeys(self._cryptos_initial, self._cryptos[tls.Epoch.INITIAL])
         self.tls.__dict__.pop("_server_handle_hello", None)
         self.certificates_for = None
+
+    def let_go(self) -> None:
+        """Nothing comes or goes any more: break the circles of callbacks, so that the memory is given back now.
+
+        Otherwise it waits for the collector of cyclic garbage, which takes its time for a server that many come to and leave.
+        """
+        for name in ("_QuicConnection__frame_handlers", "tls", "_cryptos", "_cryptos_initial"):
+            self.__dict__.pop(name, None)
+        self._loss._send_probe = None  # type: ignore[assignment]
+        for space in self._loss.spaces:
+            space.sent_packets.clear()
