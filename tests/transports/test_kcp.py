@@ -77,7 +77,7 @@ def with_a_first_byte(query: str) -> checks.MakePair:
                     assert len(receive(theirs, 200)) == 200
                     theirs.send_all(b"!")
                     assert receive(ours, 1) == b"!"
-                    wait_until(lambda: theirs._session._credit is None)
+                    wait_until(lambda: theirs._session._unproven is None)
                     yield ours, theirs
                 finally:
                     theirs.close()
