@@ -29,6 +29,13 @@ BUILT_BY_CI = os.environ.get("GWS_GEVENT_DIST", "")
 IN_PACKAGE = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.c")
 
 
+def test_the_extra_for_gunicorn_brings_what_its_gevent_workers_import() -> None:
+    """`gunicorn` alone does not: ours builds on its worker `gevent`, which needs `packaging`."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    for name in ("gunicorn", "test"):
+        assert [need for need in extras[name] if need.startswith("gunicorn")] == ["gunicorn[gevent]>=23"]
+
+
 def package_files() -> dict[str, Path]:
     """Every file of the tree that has to be installed, by its place in the wheel."""
     found = {}
