@@ -212,4 +212,6 @@ def reason_of(error: ssl.SSLError) -> str:
         return f"the certificate of the peer is not accepted: {error.verify_message}"
     if error.reason == "HTTP_REQUEST":
         return "the peer speaks plain HTTP"
+    if error.reason == "WRONG_VERSION_NUMBER":  # OpenSSL's word for the first byte of something that is no record of TLS
+        return "the peer does not speak TLS (wrong version number)"
     return (error.reason or str(error)).lower().replace("_", " ")

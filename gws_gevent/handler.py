@@ -6,6 +6,7 @@ Belongs here: what a user overrides, and how a plain function becomes a handler.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from gws_gevent._accel import build_of
@@ -59,15 +60,27 @@ def as_handler(handler: Any) -> EventHandler:
     """Return an EventHandler for one, or for a function that takes a connection.
 
     Raises:
-        TypeError: neither.
+        TypeError: neither, or one that is written for asyncio.
     """
     if isinstance(handler, EventHandler):
+        for name in _METHODS:
+            _refuse_coroutines(getattr(handler, name))
         return handler
     if isinstance(handler, type) and issubclass(handler, EventHandler):
         raise TypeError(f"a handler is an instance: {handler.__name__}(), not {handler.__name__}")
     if callable(handler):
+        _refuse_coroutines(handler)
         return FunctionHandler(handler)
     raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")
+
+
+_METHODS = ("on_open", "on_message", "on_ping", "on_pong", "on_close")
+
+
+def _refuse_coroutines(function: Any) -> None:
+    """Nobody would await what it returns, and the handler would seem to do nothing."""
+    if iscoroutinefunction(function):
+        raise TypeError(f"a handler is written without async: gevent awaits nothing, so {function.__qualname__} would never run")
 
 
 def refuse_parking(handler: EventHandler | None, options: ConnectionOptions) -> None:

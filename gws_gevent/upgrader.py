@@ -80,7 +80,7 @@ class Upgrader:
 
         Raises:
             GwsError: the connection was taken before, or the request is being answered, or its server keeps it where we do not
-                know. TypeError: the Upgrader has no handler.
+                know. TypeError: the Upgrader has no handler, or `environ` is none.
         """
         if self._handler is None:
             raise TypeError("upgrade needs a handler: Upgrader(handler)")
@@ -197,6 +197,8 @@ def _named(names: Sequence[ContextVar[Any] | str]) -> tuple[tuple[ContextVar[Any
 
 
 def _takeover_of(environ: MutableMapping[str, Any]) -> Takeover:
+    if not hasattr(environ, "get"):
+        raise TypeError(f"environ: not the environ of a WSGI request, but {environ!r}; in Flask and Django it is request.environ")
     takeover = environ.get(KEY)
     if takeover is None:
         # Who upgrades streams only needs none of it.

@@ -18,6 +18,9 @@ __all__ = ["WebSocketUrl", "parse_url"]
 #: Transports that are always encrypted, whatever the URL says: `ws+quic` and `wss+quic` are the same.
 _ENCRYPTED = frozenset({"quic", "h3"})
 _SCHEME = re.compile(r"wss?(?:\+[a-z][a-z0-9.\-]*)?")
+#: What else people write, from a browser or as an endpoint.
+_MEANT = {"http": "ws", "https": "wss", "tcp": "ws", "tls": "wss", "unix": "ws+unix"}
+_MEANT |= {"quic": "ws+quic", "h3": "wss+h3", "kcp": "ws+kcp"}
 _PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):(//([^/?]*))?(.*)", re.DOTALL)
 # A registered name as resolvers know it: no percent-encoding, no sub-delimiters.
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9\-_.]*[A-Za-z0-9_.])?")
@@ -87,7 +90,10 @@ def parse_url(url: str) -> WebSocketUrl:
         raise EndpointError(f"{shown!r}: a URL has no spaces, backslashes or control characters")
     parts = _PARTS.fullmatch(url)
     if parts is None or not _SCHEME.fullmatch(parts[1].lower()):
-        raise EndpointError(f"{shown!r}: a WebSocket URL begins with ws:// or wss://, or names a transport, as ws+quic:// does")
+        meant = _MEANT.get(parts[1].lower()) if parts is not None else None
+        hint = f"; did you mean {meant}:{shown.partition(':')[2]}?" if meant is not None else ""
+        known = "ws:// or wss://, or names a transport, as ws+quic:// does"
+        raise EndpointError(f"{shown!r}: a WebSocket URL begins with {known}{hint}")
     scheme = parts[1].lower()
     if "#" in url:
         raise EndpointError(f"{shown!r}: a WebSocket URL has no fragment")

@@ -512,6 +512,8 @@ def test_a_file_that_is_no_certificate_is_told_in_one_line(tls_files: Files, tmp
         (["--bind", "tls://:0?key=k.pem", "--cert", "c.pem"], "--bind 'tls://:0?key=k.pem': "),
         ([":3090"], "unrecognized arguments: :3090; did you mean --bind :3090? (see gws-gevent serve --help)\n"),
         (["3090"], "unrecognized arguments: 3090; did you mean --bind :3090? (see gws-gevent serve --help)\n"),
+        (["--port", "3090"], "unrecognized arguments: --port 3090; an address is --bind HOST:PORT (see gws-gevent serve --help)\n"),
+        (["--host=::1"], "unrecognized arguments: --host=::1; an address is --bind HOST:PORT (see gws-gevent serve --help)\n"),
         (["app:echo"], "unrecognized arguments: app:echo (see gws-gevent serve --help)\n"),
         (["--bind", "::1:3001"], "an IPv6 address stands in brackets"),
         (["--bind", "ftp://:0"], "--bind ftp://:0: no transport serves 'ftp'; known are h3, kcp, quic, tcp, tls, unix\n"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gws_gevent import Connection, EndpointError, EventHandler, Server, connect, serve
+from gws_gevent import Connection, EndpointError, EventHandler, Message, Server, connect, serve
 from tests.support import free_port
 
 
@@ -57,6 +57,20 @@ def test_a_url_is_a_text(wrong: Any) -> None:
 def test_a_wrong_handler_is_told_before_anything_is_dialled() -> None:
     with pytest.raises(TypeError, match="a handler is an instance"):
         connect("ws://127.0.0.1:1/", EventHandler)  # type: ignore[arg-type]
+
+
+async def asynchronous(conn: Connection) -> None: ...
+
+
+class Asynchronous(EventHandler):
+    async def on_message(self, conn: Connection, message: Message) -> None:  # type: ignore[override]
+        ...
+
+
+@pytest.mark.parametrize("handler", [asynchronous, Asynchronous()])
+def test_a_handler_that_is_written_for_asyncio_is_refused(handler: Any) -> None:
+    with pytest.raises(TypeError, match=r"a handler is written without async: .*synchronous.* would never run"):
+        Server(handler)
 
 
 def test_a_server_has_a_handler_or_on_request() -> None:

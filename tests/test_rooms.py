@@ -36,6 +36,13 @@ def heard(pair: Pair) -> list[Any]:
 # Membership
 
 
+def test_a_room_and_a_connection_that_are_swapped_are_told() -> None:
+    rooms = Rooms()
+    with pairs(1) as (pair,), pytest.raises(TypeError, match=r"join\(room, conn\): a room is for connections, 'lobby' is none"):
+        rooms.join(pair.server, "lobby")  # type: ignore[arg-type]
+    assert list(rooms.rooms()) == []
+
+
 def test_joining_and_leaving() -> None:
     rooms = Rooms()
     with pairs(2) as (one, two):

@@ -13,6 +13,7 @@ from gws_gevent import (
     Client,
     ClientOptions,
     Close,
+    EventHandler,
     GwsError,
     HandshakeError,
     HandshakeRefused,
@@ -131,6 +132,12 @@ def test_a_function_as_handler_and_a_wrong_one() -> None:
     serving = gevent.spawn(lambda: Upgrader(lambda conn: conn.send("hello")).upgrade_stream(ours).read_loop())
     assert list(Client.from_stream(theirs)) == ["hello"]
     serving.get(timeout=5)
+
+
+@pytest.mark.parametrize("method", ["upgrade", "accept"])
+def test_a_request_in_place_of_its_environ_is_told(method: str) -> None:
+    with pytest.raises(TypeError, match=r"environ: .* in Flask and Django it is request\.environ"):
+        getattr(Upgrader(EventHandler() if method == "upgrade" else None), method)(object())
 
 
 def test_two_streams_at_once_with_one_upgrader() -> None:

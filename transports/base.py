@@ -312,6 +312,8 @@ def _split_host_port(rest: str, before: str, text: str) -> tuple[str, int]:
         raise EndpointError(f"{text!r}: an IPv6 address stands in brackets, as in tcp://[::1]:3001")
     if not separator and _is_port(port):
         raise EndpointError(f"{text!r}: did you mean {before}:{port}?")
+    if not separator and rest.startswith(("/", "./")) and not before:
+        raise EndpointError(f"{text!r}: did you mean unix:{rest}?")
     if not separator or not port.removeprefix("-").isdecimal():
         raise EndpointError(f"{text!r}: an endpoint is {_FORMS}")
     if not _is_port(port):

@@ -57,6 +57,7 @@ _NOT_WITH_HOLD = {"rate": None, "size": None, "depth": None, "text": False, "pin
 _EPILOG = """\
 URLs:
   ws://HOST[:PORT]/PATH, wss://HOST[:PORT]/PATH, ws+unix:/path/of/socket:/PATH
+  ws+quic://HOST[:PORT]/PATH and wss+h3://HOST[:PORT]/PATH with the extra quic, ws+kcp://HOST[:PORT]/PATH with the extra kcp
 
 The server has to answer each message with one, as an echo does; the n-th reply on a connection belongs to its n-th message. For any
 other server there is --ping, which every WebSocket server answers.

@@ -38,6 +38,7 @@ END_OF_INPUT = b"end of input"
 _EPILOG = """\
 URLs:
   ws://HOST[:PORT]/PATH, wss://HOST[:PORT]/PATH, ws+unix:/path/of/socket:/PATH
+  ws+quic://HOST[:PORT]/PATH and wss+h3://HOST[:PORT]/PATH with the extra quic, ws+kcp://HOST[:PORT]/PATH with the extra kcp
 
 Each line of stdin is sent as a text message. On a terminal each message is shown behind "< ", and pings, pongs and the close are
 shown too. Otherwise stdout gets the messages alone, one a line. Binary messages are shown in hexadecimal, as 0x00ff.

@@ -40,6 +40,9 @@ endpoints:
   tls://HOST:PORT              TLS, with --cert or "tls://HOST:PORT?cert=FILE&key=FILE"
   unix:/path/of/socket         a Unix socket; "unix:/path?mode=660&group=www-data" sets its rights
   unix:@name                   a Linux abstract socket
+  quic://HOST:PORT             QUIC, over UDP; with the extra quic, and certificates as for tls
+  h3://HOST:PORT               HTTP/3, over UDP; the same
+  kcp://HOST:PORT              KCP, over UDP; with the extra kcp. "kcp://:4000?mode=fast3&key-file=FILE": for games, encrypted
 
 The addresses that were bound are printed in one line on stdout, separated by spaces. SIGINT (Ctrl-C) and SIGTERM close every
 connection with 1001 and end the server with exit status 0; a second one ends it at once. SIGHUP reads the certificate files
@@ -127,6 +130,8 @@ def _show_the_page(addresses: Sequence[str]) -> None:
 
 def hint_at(argument: str) -> str:
     """What somebody may have meant by an argument that does not belong to an option."""
+    if argument.partition("=")[0] in ("--port", "--host", "--listen", "-b", "-p", "-H"):
+        return "; an address is --bind HOST:PORT"
     endpoint = f":{argument}" if argument.isdecimal() else argument
     try:
         Endpoint.parse(endpoint)

@@ -59,6 +59,7 @@ def test_what_is_no_endpoint(text: str) -> None:
     ("text", "said"),
     [
         ("localhost", "an endpoint is HOST:PORT, :PORT, SCHEME://HOST:PORT or unix:/path/of/socket"),
+        ("/run/app.sock", "did you mean unix:/run/app.sock?"),
         ("", "an endpoint is HOST:PORT, "),
         ("localhost:http", "an endpoint is HOST:PORT, "),
         ("3001", "did you mean :3001?"),

@@ -396,7 +396,7 @@ def test_a_plain_request_gets_a_plain_answer(half_open: Any) -> None:
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
-        (b"\x00" * 50, "wrong version number|unsupported protocol|http request"),
+        (b"\x00" * 50, "the peer does not speak TLS|unsupported protocol|http request"),
         (b"\x16\x03\x01\x00\x05hello", "unexpected message|length|bad"),
         (b"", "the peer closed the connection"),
     ],
