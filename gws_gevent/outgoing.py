@@ -94,7 +94,8 @@ class Outgoing(MessageQueue):
         elif isinstance(data, (bytes, bytearray, memoryview)):
             self.write_message(BINARY, data, compress)
         else:
-            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
+            hint = "; send its data" if hasattr(data, "data") else ""  # what on_message was given
+            raise TypeError(f"a message is str or bytes, not {type(data).__name__}{hint}")
 
     def writev(self, opcode: int, *parts: Data, compress: bool | None = None) -> None:
         """Write one message made of several parts; see `write_message`."""

@@ -108,8 +108,15 @@ def test_an_error_names_the_option(texts: list[str], said: str) -> None:
     assert str(caught.value).startswith(said)
 
 
+def listed_options() -> dict[str, str]:
+    """The defaults of the list by name. Each has its meaning behind it."""
+    lines = [line.split(None, 2) for line in describe_options().splitlines()]
+    assert all(len(line) == 3 for line in lines)
+    return {name: default for name, default, _ in lines}
+
+
 def test_the_list_has_every_option_that_can_be_set() -> None:
-    listed = dict(line.split(None, 1) for line in describe_options().splitlines())
+    listed = listed_options()
     assert set(listed) == {item.name for item in fields(ServerOptions)} - {"authorize", "new_session", "logger"}
     assert listed["read_max_payload_size"] == "16MiB"
     assert listed["max_fragments"] == "131072"
@@ -120,6 +127,6 @@ def test_the_list_has_every_option_that_can_be_set() -> None:
 
 
 def test_the_defaults_of_the_list_can_be_given_back() -> None:
-    listed = dict(line.split(None, 1) for line in describe_options().splitlines())
+    listed = listed_options()
     texts = [f"{name}={value}" for name, value in listed.items() if value != "(empty)"]
     assert server_options(texts) == ServerOptions()

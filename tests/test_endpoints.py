@@ -59,6 +59,24 @@ def test_a_wrong_handler_is_told_before_anything_is_dialled() -> None:
         connect("ws://127.0.0.1:1/", EventHandler)  # type: ignore[arg-type]
 
 
+def test_a_message_that_is_sent_back_whole_is_told_what_to_send() -> None:
+    told: list[str] = []
+
+    class Whole(EventHandler):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            with pytest.raises(TypeError) as caught:
+                conn.send(message)  # type: ignore[arg-type]
+            told.append(str(caught.value))
+            conn.send(message.data)
+
+    with Server(Whole()) as server:
+        server.start("127.0.0.1:0")
+        with connect(server.address.replace("tcp", "ws")) as conn:
+            conn.send("x")
+            assert conn.receive(timeout=5) == "x"
+    assert told == ["a message is str or bytes, not Message; send its data"]
+
+
 async def asynchronous(conn: Connection) -> None: ...
 
 

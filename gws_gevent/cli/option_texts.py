@@ -26,6 +26,42 @@ _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _FACTORS = {unit.lower(): factor for unit, factor in _UNITS.items()}
 _SIZE = re.compile(r"(-?[0-9][0-9_]*) ?([KMG]iB|)", re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile(r"-?[0-9][0-9_]*")
+#: In the words of a help text: times are seconds, sizes bytes. docs/server.md says more.
+_MEANINGS = {
+    "read_max_payload_size": "of one message; a larger one ends its connection (1009)",
+    "write_max_payload_size": "of one message to write; a larger one is an error of the handler",
+    "max_fragments": "of one message (1009)",
+    "check_utf8": "check that text is UTF-8 (1007)",
+    "parallel": "messages of one connection handled at once; 0: one after the other",
+    "handshake_timeout": "from accept to the end of the request's head, TLS included",
+    "close_timeout": "for the peer's close frame",
+    "park_after": "idle, until an event handler's connection gives its greenlet back",
+    "ping_interval": "between keepalive pings; none: no keepalive",
+    "ping_timeout": "that nothing at all may come after a ping; none: for ever",
+    "read_timeout": "without any frame; none: for ever",
+    "message_timeout": "from a message's first byte to its last",
+    "write_timeout": "that a peer may take no bytes while there are some for it",
+    "write_high_water": "unsent, above which a writer waits",
+    "write_queue_size": "unsent, above which slow_consumer says what becomes of a message",
+    "slow_consumer": "close (1008), drop (the newest message) or block",
+    "max_buffered": "held for all connections; above it the largest is closed (1013)",
+    "no_delay": "TCP_NODELAY",
+    "recovery": "false: what a handler raises goes to gevent's hub as well",
+    "subprotocols": "supported, in order of preference",
+    "permessage_deflate": "compression: --compress, or level=6,server_context_takeover=true",
+    "max_request_head": "of request line and headers (414, 431)",
+    "trusted_proxies": "networks, or unix, whose word about the client's address counts",
+    "require_subprotocol": "refuse a client that offers none of subprotocols (400)",
+    "origins": "of pages that may connect (403); none: any",
+    "response_headers": "more headers of the answer, NAME:VALUE",
+    "keep_request": "keep conn.request for the life of the connection",
+    "max_connections": "at once; more are refused (503)",
+    "accept_limit": "at once; more wait, or go to another process on the same socket",
+    "context_vars": "names of context variables that go from the app to the connection",
+    "keep_alive_timeout": "with --wsgi: that a connection may wait for its next request",
+    "body_timeout": "with --wsgi: for a request's body; a second more for each KiB",
+    "max_request_body": "with --wsgi: of a request's body (413)",
+}
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -75,9 +111,11 @@ def _about_text(said: str, values: Mapping[str, Any], given: Mapping[str, str]) 
 
 
 def describe_options() -> str:
-    """List what can be set, one option a line with its default."""
+    """List what can be set, one option a line with its default and its meaning."""
     settable = [item for item in fields(ServerOptions) if _parsers(_types()[item.name])]
-    return "\n".join(f"  {item.name:<24} {_written(_default(item), size=item.name in _sizes())}" for item in settable)
+    return "\n".join(
+        f"  {item.name:<23} {_written(_default(item), size=item.name in _sizes()):<9} {_MEANINGS[item.name]}" for item in settable
+    )
 
 
 @cache

@@ -48,7 +48,7 @@ The addresses that were bound are printed in one line on stdout, separated by sp
 connection with 1001 and end the server with exit status 0; a second one ends it at once. SIGHUP reads the certificate files
 again; without certificates it stops the server like SIGTERM.
 
-options for --option NAME=VALUE, with their defaults (numbers, sizes such as 16MiB, true and false, none, comma-separated lists):
+options for --option NAME=VALUE, with their defaults (sizes in bytes or as 16MiB, seconds, true, false, none, lists with commas):
 {options}
 
 examples:
