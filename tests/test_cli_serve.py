@@ -553,4 +553,6 @@ def test_serve_help_names_every_argument_and_option() -> None:
     text = run_serve("--help").output
     for name in ("--bind", "--handler", "--cert", "--key", "--client-ca", "--option", "--log-level", "--backlog"):
         assert name in text
-    assert "\n  read_max_payload_size    16MiB\n" in text
+    for name in ("tcp://", "tls://", "unix:", "quic://", "h3://", "kcp://"):
+        assert f"\n  {name}" in text
+    assert "\n  read_max_payload_size   16MiB     of one message; a larger one ends its connection (1009)\n" in text
