@@ -23,6 +23,7 @@ from gws_gevent.extensions.permessage_deflate import offer
 from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import judge_response, make_key, request_head
+from gws_gevent.option_names import names_options
 from gws_gevent.options import ClientOptions, options_or_default
 from gws_gevent.redirects import headers_after, is_redirect, next_url
 from gws_gevent.transports.base import Stream
@@ -41,6 +42,7 @@ __all__ = ["Client", "connect"]
 _DEFAULT = ClientOptions()
 
 
+@names_options(ClientOptions)
 def connect(
     url: str,
     handler: EventHandler | Callable[[Connection], object] | None = None,

@@ -26,6 +26,7 @@ from gws_gevent.client import shared_client
 from gws_gevent.dialing import Route
 from gws_gevent.exceptions import EndpointError, GwsError, HandshakeRefused, MissingExtra, ProxyError, ReconnectFailed
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
+from gws_gevent.option_names import names_options
 from gws_gevent.options import ClientOptions, options_or_default
 from gws_gevent.urls import parse_url
 
@@ -87,6 +88,7 @@ class Reconnect:
         "failure",
     )
 
+    @names_options(ClientOptions)
     def __init__(
         self,
         url: str,

@@ -35,7 +35,12 @@ def load_app(name: str) -> Callable[..., Any]:
         raise UsageError(f"--wsgi {name}: is not callable, and so no WSGI app: {type(found).__name__}")
     if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__):
         raise UsageError(f"--wsgi {name}: is a coroutine function, as an ASGI app is, and no WSGI app")
-    _check_takes(found, ({}, None), f"--wsgi {name}: is to be called with two arguments, environ and start_response")
+    try:
+        inspect.signature(found).bind({}, None)
+    except ValueError:
+        pass  # some that are written in C do not tell what they take: it will show
+    except TypeError as error:
+        raise UsageError(f"--wsgi {name}: is to be called with two arguments, environ and start_response: {error}") from error
     app: Callable[..., Any] = found
     return app
 
@@ -62,8 +67,6 @@ def _load(flag: str, name: str) -> Any:
 
 
 def _as_handler(found: Any, name: str) -> EventHandler:
-    if inspect.iscoroutinefunction(found):
-        raise UsageError(f"--handler {name}: is a coroutine function; a handler here is a plain function")
     if isinstance(found, type):
         if not issubclass(found, EventHandler):
             raise UsageError(f"--handler {name}: is a class, but no EventHandler")
@@ -72,23 +75,9 @@ def _as_handler(found: Any, name: str) -> EventHandler:
         except Exception as error:
             raise UsageError(f"--handler {name}: cannot be made without arguments: {_with_place(error)}") from error
     try:
-        handler = as_handler(found)
+        return as_handler(found)
     except TypeError as error:
         raise UsageError(f"--handler {name}: {error}") from error
-    if handler is not found:
-        _check_takes(found, (None,), f"--handler {name}: is to be called with one argument, the connection")
-    return handler
-
-
-def _check_takes(function: Any, arguments: tuple[Any, ...], said: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # as of some that are written in C: it will show
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise UsageError(f"{said}: {error}") from error
 
 
 def _with_place(error: BaseException) -> str:
