@@ -61,9 +61,9 @@ def connect(
             such as `ws+quic://...`.
         handler: served by a greenlet of its own. None: the caller reads with `receive()` or iteration, as in
             `with connect(url) as conn: ...`.
-        ssl_context: for wss and ws+quic; None verifies against the system's authorities.
+        ssl_context: for wss, ws+quic and a proxy inside of TLS; None verifies against the system's authorities.
         server_name: name to ask for and check in the certificate, after a redirect too; None is the URL's host.
-        proxy: URL of an HTTP (CONNECT) or SOCKS5 proxy. True: as the environment says. None or False: none.
+        proxy: URL of an HTTP (CONNECT), HTTPS or SOCKS5 proxy. True: as the environment says. None or False: none.
 
     Raises:
         TypeError: an argument of another kind.

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 
 import gevent
 import gevent.socket
+import gevent.ssl
 import pytest
 import trustme
 
@@ -441,7 +443,8 @@ def test_an_interrupt_ends_the_opening_handshake() -> None:
         (["ws://127.0.0.1/", "--wait", "-1"], "argument --wait: '-1' is not a number of seconds, nor inf"),
         (["ws://127.0.0.1/", "--insecure"], "--insecure: ws://127.0.0.1/ uses no TLS"),
         (["wss://127.0.0.1/", "--ca", "/no/such/file"], "/no/such/file: No such file or directory"),
-        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "a proxy is http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT, not"),
+        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "a proxy is http://HOST:PORT, https://HOST:PORT, socks5"),
+        (["ws://127.0.0.1/", "--proxy", "socks4://x"], "socks5h://HOST:PORT, not socks4"),
         (["ws+unix:/x", "--proxy", "http://x"], "ws+unix does not go through proxies"),
         (["ws://127.0.0.1/", "--proxy", "ftp://x", "--reconnect"], "a proxy is http://HOST:PORT"),
         (["wss://127.0.0.1/", "--ca", "x", "--insecure"], "--insecure and --ca exclude each other"),
@@ -459,6 +462,18 @@ def test_through_a_proxy(running: Running, kind: str) -> None:
     with (http_proxy if kind == "http" else socks_proxy)() as between:
         assert run_connect(running.url, "--once", "--proxy", f"{kind}://{between.place}", stdin="hi\n") == (0, "hi\n", "")
         assert len(between.heads) == 1
+
+
+def test_through_a_proxy_inside_of_tls(running: Running, tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    with http_proxy(ssl_context=context) as between:
+        args = (running.url, "--once", "--proxy", f"https://{between.place}")
+        assert run_connect(*args, "--ca", str(tmp_path / "ca.pem"), stdin="hi\n") == (0, "hi\n", "")
+        assert_one_line(run_connect(*args), 2, f"the proxy https://{between.place} cannot be reached: ", "certificate")
 
 
 def test_the_environments_proxy_and_none(running: Running) -> None:
