@@ -153,7 +153,7 @@ def test_a_proxy_that_is_spoken_to_inside_of_tls(secure: bool, certified: Certif
 def test_faults_of_a_proxy_inside_of_tls(secure: bool, certified: Certified) -> None:
     url = f"{'wss' if secure else 'ws'}://example.invalid/"
     with http_proxy(ssl_context=certified.server, fault=lambda sock: sock.sendall(b"HTTP/1.1 502 No\r\n\r\n")) as between:
-        with pytest.raises(ProxyError, match="answered 502 to CONNECT example.invalid") as refused:
+        with pytest.raises(ProxyError, match=r"answered 502 to CONNECT example\.invalid") as refused:
             connect(url, ssl_context=certified.client, proxy=f"https://{between.place}")
         assert refused.value.status == 502
     with http_proxy(ssl_context=certified.server) as between, pytest.raises(ProxyError, match=r"cannot be reached: .*certificate"):
