@@ -396,6 +396,13 @@ def test_a_refusal_is_told_with_its_text(running: Running) -> None:
     assert_one_line(run_connect(f"{running.url}/secret"), 2, "/secret: the server answered 401 instead of 101: Who are you?\n")
 
 
+def test_a_login_is_not_shown(running: Running) -> None:
+    url = running.url.replace("//", "//anna:secret@")
+    for finished in (run_connect(f"{url}/secret"), run_connect(f"{url}/close/4000"), run_connect(url, "--insecure")):
+        assert "secret@" not in finished.errors
+        assert "//...@127.0.0.1" in finished.errors
+
+
 def test_a_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     assert_one_line(run_connect(f"ws://127.0.0.1:{free_port()}/"), 2, "Connection refused")
     assert_one_line(run_connect(f"ws+unix:{tmp_path}/none.sock:/"), 2, "No such file or directory")

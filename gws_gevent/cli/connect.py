@@ -26,6 +26,7 @@ from gws_gevent.exceptions import ConnectionClosed, GwsError, ReconnectFailed, T
 from gws_gevent.frames import Close, CloseCode, CloseInfo
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.reconnect import Reconnect
+from gws_gevent.urls import without_login
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (GwsError, OSError) as error:
-        raise UsageError(f"{args.url}: {describe(error)}") from error
+        raise UsageError(f"{without_login(args.url)}: {describe(error)}") from error
     finally:
         watcher.cancel()
 
@@ -128,7 +129,7 @@ class Talk(EventHandler):
     def __init__(self, source: Input, screen: Screen, args: argparse.Namespace) -> None:
         self._source = source
         self._screen = screen
-        self._url: str = args.url
+        self._url = without_login(args.url)
         self._once: bool = args.once
         self._wait: float | None = args.wait
         self._timeout: float = args.timeout

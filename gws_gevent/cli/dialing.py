@@ -18,7 +18,7 @@ from gws_gevent.proxies import choose_proxy
 from gws_gevent.transports.base import Endpoint, TlsFiles
 from gws_gevent.transports.registry import dialer
 from gws_gevent.transports.tls_contexts import client_context, server_context
-from gws_gevent.urls import parse_url
+from gws_gevent.urls import parse_url, without_login
 
 __all__ = ["add_dialing_arguments", "client_options", "proxy_of", "tls_context"]
 
@@ -102,7 +102,7 @@ def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         url = parse_url(args.url)
         problem = problem_of_scheme(url.scheme.rpartition("+")[2]) if "+" in url.scheme else None
         if problem is not None:
-            raise UsageError(f"{args.url}: {problem}")
+            raise UsageError(f"{without_login(args.url)}: {problem}")
         proxy = choose_proxy(url, _proxy(args))
         secure = url.secure or (proxy is not None and proxy.scheme == "https")
         _check_flags(args, secure)
@@ -136,7 +136,7 @@ def proxy_of(args: argparse.Namespace) -> str | bool | None:
         if chosen is not None:
             Tunnel(chosen, url, ClientOptions())
     except (GwsError, ImportError) as error:
-        raise UsageError(f"{args.url}: {describe(error)}") from error
+        raise UsageError(f"{without_login(args.url)}: {describe(error)}") from error
     return proxy
 
 
@@ -147,7 +147,7 @@ def _proxy(args: argparse.Namespace) -> str | bool | None:
 def _check_flags(args: argparse.Namespace, secure: bool) -> None:
     for flag, given in (("--insecure", args.insecure), ("--ca", args.ca), ("--cert", args.cert), ("--key", args.key)):
         if given and not secure:
-            raise UsageError(f"{flag}: {args.url} uses no TLS")
+            raise UsageError(f"{flag}: {without_login(args.url)} uses no TLS")
     if args.insecure and args.ca is not None:
         raise UsageError("--insecure and --ca exclude each other")
     if args.key is not None and args.cert is None:
