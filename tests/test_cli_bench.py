@@ -610,7 +610,7 @@ def assert_one_line(finished: Finished, status: int, *said: str) -> None:
         (["ws://127.0.0.1/", "--header", "Upgrade: h2c"], "--header: Upgrade belongs to the handshake"),
         (["ws://127.0.0.1/", "--header", "a: 1", "--header", "A: 2"], "--header 'A: 2': A is given twice"),
         (["ws://127.0.0.1/", "--subprotocol", "a b"], "--subprotocol: each must be an HTTP token"),
-        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "'ftp://x': a proxy is http://HOST:PORT, https://HOST:PORT, socks5://HOST:PORT or"),
+        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "'ftp://x': a proxy is http://HOST:PORT, https://HOST:PORT, "),
         (["ws+unix:/x", "--proxy", "http://x"], "ws+unix does not go through proxies"),
         (["ws://127.0.0.1/", "--timeout", "never"], "argument --timeout: 'never' is not a positive number of seconds"),
         (["ws://127.0.0.1/", "--duration", "0"], "argument --duration: '0' is not a positive number of seconds"),
