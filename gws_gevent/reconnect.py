@@ -283,7 +283,8 @@ class Reconnect:
             raise self.failure
         self._wait_longer()
         self._pause += _retry_after(error)
-        self._log(logging.INFO, "%s: %s; next attempt in %.1f s", self._shown, error, self._pause)
+        words = error.strerror if isinstance(error, OSError) and error.strerror else error  # without the errno in front
+        self._log(logging.INFO, "%s: %s; next attempt in %.1f s", self._shown, words, self._pause)
 
     def _wait_longer(self) -> None:
         bound = min(self._max_delay, self._first_delay * 2**self._doublings)
