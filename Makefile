@@ -55,8 +55,11 @@ $(VENV)/.installed-bench: $(VENV)/.made $(SOURCES)
 	@$(PIP_INSTALL) ".[bench]"
 	@touch $@
 
-# The compiled modules, in place, again when one of their sources changed.
+# The compiled modules, in place, again when one of their sources changed. An installation builds them too; and setuptools does not
+# know which modules see a changed .pxd or .h.
 $(VENV)/.built: $(VENV)/.installed-test $(SOURCES)
-	@echo "building the compiled modules"
-	@$(RUN) -W ignore -c "import setuptools; setuptools.setup()" --quiet build_ext --inplace
+	@if [ -n "$$(find -L $(SOURCES) -newer $(VENV)/.installed-test)" ]; then \
+		echo "building the compiled modules"; \
+		$(RUN) -W ignore -c "import setuptools; setuptools.setup()" --quiet build_ext --inplace $(if $(filter %.pxd %.h,$?),--force); \
+	fi
 	@touch $@

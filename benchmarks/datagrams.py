@@ -68,6 +68,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="how long rate and bulk run, and idle sessions are watched")
     parser.add_argument("--datagrams", type=int, default=20_000, help="of a flood")
     parser.add_argument("--flood-rate", type=int, default=5000, help="datagrams a second")
+    parser.add_argument("--kind", help="of a flood: this one alone")
     parser.add_argument("--certificate", default="")
     known = parser.parse_args(args)
     if known.what == "serve":
@@ -268,7 +269,7 @@ def flood(bench: Bench, args: argparse.Namespace) -> None:
     _round_trips(stream, WARM_UP)
     until = time.perf_counter() + args.seconds
     usual = _pings(bench, stream, lambda: time.perf_counter() > until, "before")
-    for kind in KINDS[args.transport]:
+    for kind in [args.kind] if args.kind else KINDS[args.transport]:
         memory = bench.resident()
         with flooder(args.transport, kind, bench.port, args.datagrams, args.flood_rate) as flooding:
             used = _pings(bench, stream, flooding.is_over, f"during {kind}")

@@ -10,22 +10,25 @@ It sends to the loopback address and to no other. Its one line of output is what
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from random import Random
 from typing import Final
 
 __all__ = ["KINDS", "Flooding", "flooder"]
 
-#: What can be sent to whom. "noise" is random bytes; "starts" is what begins a conversation, and does not go on.
+#: What can be sent to whom. "noise" is random bytes; "starts" is what begins a conversation, and does not go on: with QUIC it
+#: cannot be decrypted. "initials" can, and each asks for a handshake; "handshakes" are whole ones, each followed by a goodbye.
+#: "stock" are opening handshakes of WebSocket from a hundred addresses, for a server of KCP with cookie=0.
 KINDS: Final = {
     "kcp": ("noise", "starts"),
-    "quic": ("noise", "starts"),
-    "h3": ("noise", "starts"),
+    "quic": ("noise", "starts", "initials", "handshakes"),
+    "h3": ("noise", "starts", "initials", "handshakes"),
     "tcp": ("connections",),
     "tls": ("connections",),
 }
@@ -85,6 +88,16 @@ def quic_initial(random: Random) -> bytes:
     return before + struct.pack(">H", 0x4000 | rest) + random.randbytes(rest)
 
 
+def whole_initial(alpn: str) -> bytes:
+    """The first packet of a client that never comes back."""
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicConnection
+
+    client = QuicConnection(configuration=QuicConfiguration(alpn_protocols=[alpn], server_name="localhost"))
+    client.connect(("127.0.0.1", 1), 0.0)
+    return client.datagrams_to_send(0.0)[0][0]
+
+
 def kcp_hello(random: Random) -> bytes:
     """The first datagram of a client that never comes back."""
     from gws_gevent.transports.kcp.cookie import NONCE, Control, Controls, Kind
@@ -92,14 +105,25 @@ def kcp_hello(random: Random) -> bytes:
     return Controls(None, "aes-256-gcm").write(Control(Kind.HELLO, bytes(4), random.randbytes(NONCE)))
 
 
-def _send_datagrams(port: int, datagrams: list[bytes], count: int, rate: int) -> tuple[int, int, int]:
+def kcp_push(random: Random) -> bytes:
+    """An opening handshake as the first segment of a stock peer."""
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    request += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    head = struct.pack("<BBHIIII", 81, 0, 128, random.getrandbits(32), 0, 0, len(request))
+    return random.randbytes(4) + head + request
+
+
+def _send_datagrams(port: int, datagrams: list[bytes], count: int, rate: int, sources: int = 1) -> tuple[int, int, int]:
     size = answered = 0
     buffer = bytearray(65536)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
-        source.connect(("127.0.0.1", port))
-        source.setblocking(False)
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(sources)]
+        for number, source in enumerate(sockets):
+            source.bind((f"127.0.0.{1 + number}", 0))
+            source.connect(("127.0.0.1", port))
+            source.setblocking(False)
         for number in _paced(count, rate):
-            data = datagrams[number % len(datagrams)]
+            data, source = datagrams[number % len(datagrams)], sockets[number % sources]
             try:
                 source.send(data)
                 size += len(data)
@@ -122,6 +146,54 @@ def _open_connections(port: int, count: int, rate: int) -> tuple[int, int, int]:
     return sent, sent * len(data), 0
 
 
+def _shake_hands(port: int, alpn: str, count: int, rate: int) -> tuple[int, int, int]:
+    """Real clients. A twentieth as many: each costs both sides some milliseconds."""
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicConnection
+    from aioquic.quic.events import HandshakeCompleted
+
+    clients: dict[bytes, QuicConnection] = {}
+    sent = answered = 0
+    target = ("127.0.0.1", port)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+        source.connect(target)
+        source.setblocking(False)
+
+        def send(client: QuicConnection) -> None:
+            nonlocal sent
+            for data, _ in client.datagrams_to_send(time.perf_counter()):
+                try:
+                    sent += source.send(data)
+                except OSError:
+                    pass
+
+        def receive() -> None:
+            nonlocal answered
+            try:
+                while True:
+                    data = source.recv(65536)
+                    answered += len(data)
+                    client = clients.get(data[6:14] if data[0] & 0x80 else data[1:9])
+                    if client is not None:
+                        client.receive_datagram(data, target, time.perf_counter())
+                        while (event := client.next_event()) is not None:
+                            if isinstance(event, HandshakeCompleted):
+                                client.close()
+                                clients.pop(client.host_cid, None)
+                        send(client)
+            except OSError:
+                pass
+
+        for _ in _paced(count // 20, rate // 20):
+            configuration = QuicConfiguration(alpn_protocols=[alpn], server_name="localhost", verify_mode=ssl.CERT_NONE)
+            client = QuicConnection(configuration=configuration)
+            client.connect(target, time.perf_counter())
+            clients[client.host_cid] = client
+            send(client)
+            receive()
+        return count // 20, sent, answered
+
+
 def _paced(count: int, rate: int) -> Iterator[int]:
     """Count, with as many in a second as `rate` says."""
     began = time.perf_counter()
@@ -134,14 +206,21 @@ def _paced(count: int, rate: int) -> Iterator[int]:
 def main(transport: str, kind: str, port: int, count: int, rate: int) -> None:
     """Flood, and print: number, bytes, bytes answered, seconds."""
     random = Random(1)
-    makers: dict[tuple[str, str], Callable[[Random], bytes]] = {("kcp", "starts"): kcp_hello}
+    makers: dict[tuple[str, str], Callable[[Random], bytes]] = {
+        ("kcp", "starts"): kcp_hello,
+        ("kcp", "stock"): kcp_push,
+        ("quic", "initials"): lambda _: whole_initial("ws"),
+        ("h3", "initials"): lambda _: whole_initial("h3"),
+    }
     make = makers.get((transport, kind), quic_initial if kind == "starts" else noise)
-    datagrams = [make(random) for _ in range(DIFFERENT)]
+    datagrams = [make(random) for _ in range(min(DIFFERENT, count))] if kind not in ("connections", "handshakes") else []
     began = time.perf_counter()
     if kind == "connections":
         done = _open_connections(port, count, rate)
+    elif kind == "handshakes":
+        done = _shake_hands(port, "ws" if transport == "quic" else transport, count, rate)
     else:
-        done = _send_datagrams(port, datagrams, count, rate)
+        done = _send_datagrams(port, datagrams, count, rate, 100 if kind == "stock" else 1)
     print(*done, time.perf_counter() - began)
 
 

@@ -2,8 +2,8 @@
 
 Belongs here: where each server keeps its socket, and what it has read ahead. Does not belong here: our own handlers' requests.
 
-Known are gevent's pywsgi, gunicorn's workers `gevent` and `gevent_pywsgi`, and Werkzeug's development server. The read loop runs
-inside the call of the app there, and everything below it stays alive.
+Known are gevent's pywsgi, gunicorn's workers `gevent` and `gevent_pywsgi`, Werkzeug's development server, and wsgiref's. The read
+loop runs inside the call of the app there, and everything below it stays alive.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gws_gevent.handshake import Headers, refusal_response
 from gws_gevent.http_head import Request
 from gws_gevent.integrations.pywsgi import new_connection
 from gws_gevent.socket_streams import ObjectStream, stream_of
-from gws_gevent.takeover import Accepted, Answer, StartResponse, Takeover
+from gws_gevent.takeover import Accepted, Answer, StartResponse, Takeover, switched
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
@@ -79,7 +79,11 @@ def _find_socket(environ: MutableMapping[str, Any]) -> Any:
     raw = _raw_input(environ)
     if raw is not None:
         return raw._sock
-    raise GwsError("the connection of this request cannot be found: its WSGI server is none of those that are known")
+    software = environ.get("SERVER_SOFTWARE", "")
+    raise GwsError(
+        f"the connection of this request cannot be found: its WSGI server ({software}) is none of those that are known, "
+        "such as python -m gws_gevent serve --wsgi"
+    )
 
 
 def _raw_input(environ: MutableMapping[str, Any]) -> Any:
@@ -133,9 +137,8 @@ class ForeignTakeover(Takeover):
             self.conn = None
             conn.attach(accepted.handler)
             conn.read_loop()
-        # The connection is closed: this goes nowhere, but servers, and what stands between, want an answer before they look.
-        answer = Answer("101 Switching Protocols", [("Content-Type", "text/plain"), ("Content-Length", "0")])
-        return answer({}, start_response) if start_response is not None else answer
+        # The connection is closed by now, but the server wants an answer before it looks.
+        return switched(start_response)
 
 
 class SocketOfOthers:
@@ -191,6 +194,7 @@ def _buffered(file: io.BufferedReader) -> bytes:
     timeout = sock.gettimeout() if sock is not None else None
     if sock is None:
         return b""
+    blocking = os.get_blocking(sock.fileno())
     sock.settimeout(0.0)
     try:
         return file.peek()
@@ -198,6 +202,8 @@ def _buffered(file: io.BufferedReader) -> bytes:
         return b""
     finally:
         sock.settimeout(timeout)
+        # The line above may have made the descriptor block, and our stream shares that: to receive would stop every thread.
+        os.set_blocking(sock.fileno(), blocking)
 
 
 def _duplicate(sock: Any) -> Any:

@@ -27,7 +27,7 @@ from gws_gevent.http_head import HeadReader, Request
 from gws_gevent.integrations.pywsgi import LIBRARY, WSGIHandler, is_misread
 from gws_gevent.opening import TO_APP
 from gws_gevent.options import WsgiSettings
-from gws_gevent.stream_socket import Intake, StreamSocket, TakenSocket, as_socket_error
+from gws_gevent.stream_socket import READER_SIZE, Intake, StreamSocket, TakenSocket, as_socket_error
 from gws_gevent.takeover import Accepted, Takeover, switch
 from gws_gevent.transports.base import PollableStream, is_encrypted
 
@@ -230,7 +230,7 @@ class Visit:
     def _make_handler(self) -> WSGIHandler:
         self._socket = StreamSocket(self.conn.stream, self._send)
         self._intake = Intake(self._receive, self._socket)
-        self.reader = io.BufferedReader(self._intake)
+        self.reader = io.BufferedReader(self._intake, READER_SIZE)
         server = self.front.server
         handler: WSGIHandler = server.handler_class(self._socket, None, server, self.reader)
         handler.carrier = self
@@ -253,6 +253,7 @@ class Visit:
             except OSError:
                 stream.abort()  # who sent what is refused here did not wait for the answer
                 return
+            handler.response_length = len(answer)
             handler.time_finish = time.time()
             handler.log_request()
             self.service.linger(self.conn)

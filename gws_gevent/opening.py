@@ -127,6 +127,8 @@ class ServerService(Service):
         self._admitted: set[Connection] = set()
         #: See Server.
         self.on_upgrade: Callable[[Connection, Request], object] = _nobody
+        #: Told of what is answered over HTTP without a WSGI app, be it a refusal or a page of `on_request`, with the whole answer.
+        self.on_answer: Callable[[Connection, Request | None, bytes], object] = _nobody
         self.accepting: Callable[[bool], object] = _nobody
         self._full = False
 
@@ -206,7 +208,7 @@ class ServerService(Service):
             if handler is TO_APP:
                 return TO_APP
             if isinstance(handler, Response):
-                self._say(conn, http_response(handler, method=request.method, more_headers=self.own_headers(conn)))
+                self._say(conn, http_response(handler, method=request.method, more_headers=self.own_headers(conn)), request)
                 return None
             if not wants_websocket(request):
                 raise upgrade_required()
@@ -432,14 +434,15 @@ class ServerService(Service):
         except ValueError as error:
             self.log(logging.ERROR, conn, "a refusal that cannot be sent", error=error)
             answer = refusal_response(Refusal(500), head_only)
-        self._say(conn, answer)
+        self._say(conn, answer, request)
 
-    def _say(self, conn: Connection, answer: bytes) -> None:
+    def _say(self, conn: Connection, answer: bytes, request: Request | None) -> None:
         """Answer with HTTP, then read on for a while: closing with unread input would reset the connection and lose the answer."""
         stream = conn.stream
         self._admitted.discard(conn)
         conn.allow(self.options.write_timeout)
         stream.send_all(answer)
+        self.on_answer(conn, request, answer)
         self.linger(conn)
 
     def linger(self, conn: Connection) -> None:

@@ -19,7 +19,11 @@ from gws_gevent.transports.base import PollableStream, Stream
 
 Take = Callable[["TakenSocket"], tuple[Stream, Callable[[Any], None], bytes]]
 
-__all__ = ["Intake", "StreamSocket", "TakenSocket", "as_socket_error"]
+__all__ = ["READER_SIZE", "Intake", "StreamSocket", "TakenSocket", "as_socket_error"]
+
+#: Bytes of the buffer between an Intake and the server. A connection that the app reads itself keeps it to its end; large reads of
+#: a body go past it.
+READER_SIZE = 2048
 
 
 def as_socket_error(error: TransportError, number: int) -> OSError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gws_gevent.exceptions import GwsError, Refusal
@@ -50,7 +50,7 @@ class Carrier(Protocol):
         """Return what a trusted proxy says of the client's address; None if nothing does."""
 
     def rest(self) -> bytes:
-        """Return, once, what has been read behind the request's head."""
+        """Return, once, what has been read behind the request's head; the app reads no more from here on."""
 
     def socket(self, takeover: Takeover) -> Any:
         """Return a socket for libraries that speak WebSocket themselves; its first use takes the connection."""
@@ -64,6 +64,7 @@ class Accepted:
         service: whose connection it will be.
         session: of the connection; None: made on first use.
         variables: context variables that the connection's greenlet is to have, with their values.
+        rest: what had been read behind the request's head when it was accepted.
     """
 
     service: ServerService
@@ -72,6 +73,7 @@ class Accepted:
     session: MutableMapping[Any, Any] | None
     handler: EventHandler | None
     variables: Sequence[tuple[ContextVar[Any], Any]] = ()
+    rest: bytes = b""
 
 
 class Answer:
@@ -157,9 +159,9 @@ class Takeover:
         return Answer()
 
     def unwind(self, accepted: Accepted, start_response: StartResponse | None) -> Answer:
-        """Upgrade once the app has returned."""
-        self.accepted = accepted
-        return Answer()
+        """Upgrade once the app has returned. What else it reads, or middleware does, is not taken from the connection."""
+        self.accepted = replace(accepted, rest=self.carrier.rest())
+        return switched(start_response)
 
     def open(self, accepted: Accepted) -> Connection:
         """Upgrade now."""
@@ -185,6 +187,12 @@ class Takeover:
         self.accepted = self.conn = self.refusal = self.socket = self.on_take = None
 
 
+def switched(start_response: StartResponse | None) -> Answer:
+    """What an app returns for a request that is upgraded. It goes nowhere, but what stands between wants an answer that is one."""
+    answer = Answer("101 Switching Protocols", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+    return answer({}, start_response) if start_response is not None else answer
+
+
 def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
     """Send the 101 and open the connection, which belongs to `accepted.service` already. In the connection's greenlet.
 
@@ -197,7 +205,7 @@ def switch(conn: Connection, accepted: Accepted, carrier: Carrier) -> None:
     conn.allow(options.write_timeout)
     conn.stream.send_all(accept_response(acceptance, options.response_headers))
     remote = carrier.remote(accepted.service, accepted.request)
-    conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, carrier.rest())
+    conn.accepted(acceptance.subprotocol, acceptance.deflate, accepted.request, remote, accepted.rest or carrier.rest())
     accepted.service.upgraded(conn, accepted.request)
     if carrier.stopping:
         conn.write_close(CloseCode.GOING_AWAY)

@@ -103,7 +103,7 @@ class Upgrader:
         """Upgrade the request of a WSGI app now, and return the open connection: `with upgrader.accept(environ) as conn`.
 
         It is read with `receive()` or iteration, in the app's greenlet, and closed at the end of the block; under our servers when
-        the app returns at the latest. Whatever the app answers goes nowhere. See `upgrade`, which costs less memory.
+        the app returns at the latest, or with 1011 when it raises. Its answer goes nowhere. `upgrade` costs less memory.
 
         Raises:
             Refusal: the request cannot be upgraded. It is answered, whatever the app makes of this.

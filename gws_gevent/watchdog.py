@@ -45,6 +45,8 @@ class Watchdog:
         self.seconds = float(seconds)
         self._logger = logger or logging.getLogger("gws_gevent")
         self._hub = gevent.get_hub()
+        if not self._hub:
+            gevent.sleep(0)  # gevent's monitor ends for good when it finds a hub that has not run yet
         # Of the block that goes on: periods it has lasted, at how many to report next, and whether this period is one of them.
         self._periods, self._report_at, self._blocked = 0, 1, False
         self._looked_at: float | None = None

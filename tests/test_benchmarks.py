@@ -410,3 +410,13 @@ def test_a_bad_line_makes_messages_late() -> None:
         shortest = 30 if number < 4 else 60
         assert shortest <= good <= shortest + 20, finished.output
         assert bad > good, finished.output
+
+
+@pytest.mark.slow
+def test_lateness_is_compared_with_the_least_there_is() -> None:
+    finished = run_program([sys.executable, "-m", "benchmarks.lateness", "--count", "20"])
+    assert finished.status == 0, finished.errors
+    assert re.findall(r"^(.*), ms late: 50 of 100 [\d.]+, 90 of 100 [\d.]+, 99 of 100 [\d.]+$", finished.output, re.MULTILINE) == [
+        "epoll and timerfd",
+        "a session's deadline",
+    ]

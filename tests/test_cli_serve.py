@@ -103,25 +103,33 @@ def test_every_address_is_printed_in_one_line(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_one_app_on_every_transport_at_once(tls_files: Files, tmp_path: Path) -> None:
+def test_one_app_on_every_transport_at_once_which_all_say_1001_at_the_end(tls_files: Files, tmp_path: Path) -> None:
     require_module("aioquic")
+    require_module("kcp")
     binds = ["quic://127.0.0.1:0", "--bind", "h3://127.0.0.1:0", f"unix:{tmp_path}/s", "--bind", ANY_PORT, "tcp://127.0.0.1:0"]
+    binds.append("kcp://127.0.0.1:0?mode=fast3")
     context = client_context(tls_files.ca)
     with run_server_process([*SERVE, "--cert", tls_files.cert, "--key", tls_files.key, "--bind", *binds]) as server:
-        quic, h3, unix, tls, tcp = server.addresses[:5]
+        quic, h3, unix, tls, tcp, kcp = server.addresses[:6]
         places = [quic.replace("quic", "ws+quic"), h3.replace("h3", "wss+h3"), f"ws+{unix}:", tls.replace("tls", "wss")]
         conns = [connect(f"{place}/chat", ssl_context=context if "unix" not in place else None) for place in places]
         conns.append(connect(tcp.replace("tcp", "ws") + "/chat"))
+        conns.append(connect(f"ws+{kcp}/chat", options=ClientOptions(transport_params={"mode": "fast3"})))
         for conn in conns:
-            wait_until(lambda conn=conn: "5 here" in conn.receive(timeout=5))
+            wait_until(lambda conn=conn: "6 here" in conn.receive(timeout=5))
         conns[0].send("hello all")
         for conn in conns:
             assert str(conn.receive(timeout=5)).endswith(": hello all")
-            conn.close()
         # Whoever came by TLS is told of HTTP/3.
         with pytest.raises(HandshakeRefused) as caught:
             connect(tls.replace("tls", "wss") + "/", ssl_context=context)
         assert caught.value.headers.get("alt-svc") == f'h3=":{h3.rpartition(":")[2]}"; ma=86400'
+        server.process.terminate()
+        for conn in conns:
+            with pytest.raises(ConnectionClosed) as ended:
+                conn.receive(timeout=5)
+            assert ended.value.info.code == 1001, conn.stream.info("scheme")
+        assert server.wait(5) == 0
 
 
 @pytest.mark.parametrize(
@@ -363,7 +371,7 @@ def test_a_handler_serves_every_path(tmp_path: Path, name: str, answer: str) -> 
         ("./app:reverse", "--handler ./app:reverse: MODULE is a module's name, such as app or package.app, not a path\n"),
         ("../app:reverse", "MODULE is a module's name"),
         ("wrong:x", "wrong cannot be imported: ValueError: parallel: must be a whole number of at least 0, not -1 ("),
-        ("wrong:x", "/wrong.py, line 2)\n"),
+        ("wrong:x", "/wrong.py, line 2; --log-level debug shows the traceback)\n"),
         ("app:modern", "--handler app:modern: a handler is a plain function, and modern is a coroutine function\n"),
         ("app", "--handler app: must be MODULE:OBJECT"),
         (":x", "--handler :x: must be MODULE:OBJECT"),

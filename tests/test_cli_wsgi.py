@@ -6,6 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,14 @@ class Asgi:
 modern = Asgi()
 
 def one(environ): ...
+
+def create_app(name="a", *, size=1):
+    if name == "fails":
+        raise KeyError("SECRET_KEY")
+    app.made = name, size
+    return app
+
+def create_nothing(): ...
 """
 
 
@@ -144,6 +153,17 @@ def test_views_of_other_frameworks(tmp_path: Path, framework: str, source: str) 
         ("site2:one", "is to be called with two arguments, environ and start_response: too many positional arguments"),
         ("site2.py:app", "did you mean site2:app?"),
         ("site2", "must be MODULE:OBJECT"),
+        (
+            "site2:create_app",
+            "is to be called with two arguments, environ and start_response (if it makes the app: site2:create_app()): "
+            "too many positional arguments",
+        ),
+        ("site2:create_nothing()", "is not callable, and so no WSGI app: NoneType"),
+        ("site2:missing()", "site2 has no missing"),
+        ("site2:number()", "number cannot be called: int"),
+        ("site2:create_app(x=2)", "create_app fails: TypeError: create_app() got an unexpected keyword argument 'x'"),
+        ("site2:create_app(number)", "a factory is called as in app:create_app() or app:create_app('test', size=3)"),
+        ("site2:create_app(**{})", "a factory is called as in app:create_app() or app:create_app('test', size=3)"),
     ],
 )
 def test_an_app_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
@@ -156,6 +176,37 @@ def test_an_app_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     finally:
         sys.modules.pop("site2", None)
     assert str(told.value) == f"--wsgi {name}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("call", "made"),
+    [("()", ("a", 1)), ("('b')", ("b", 1)), ("(size=2)", ("a", 2)), ("(name='c', size=[1, {}])", ("c", [1, {}]))],
+)
+def test_a_factory_makes_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, made: Any) -> None:
+    (tmp_path / "site3.py").write_text("class App:\n    def __call__(self, environ, start_response): ...\n\napp = App()\n")
+    with (tmp_path / "site3.py").open("a") as file:
+        file.write(APP[APP.index("def create_app") :])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    try:
+        app: Any = load_app(f"site3:create_app{call}")
+        assert app.made == made
+    finally:
+        sys.modules.pop("site3", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_what_fails_in_a_factory_is_told_in_one_line(tmp_path: Path, level: str) -> None:
+    (tmp_path / "site4.py").write_text(APP[APP.index("def create_app") :])
+    args = [sys.executable, *SERVE, "--log-level", level, "--wsgi", "site4:create_app('fails')"]
+    finished = run_program(args, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert finished.status == 2
+    *before, last = finished.errors.splitlines()
+    place = f"({tmp_path}/site4.py, line 3; --log-level debug shows the traceback)"
+    assert last == f"gws-gevent: --wsgi site4:create_app('fails'): create_app fails: KeyError: 'SECRET_KEY' {place}"
+    assert ("Traceback (most recent call last):" in before) == (level == "debug")
+    assert bool(before) == (level == "debug")
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def chat(driver: Any, url: str, log_in: Callable[[str], None]) -> None:
 def log_in(driver: Any, name: str, password: str) -> None:
     wait_until(lambda: "/login" in driver.current_url, 10)
     # Flask's form calls it name, Django's username.
-    fill_in(driver, **{element(driver, "css selector", ".field input:not([type=password])").get_attribute("name"): name, "password": password})
+    who = element(driver, "css selector", ".field input:not([type=password])").get_attribute("name")
+    fill_in(driver, **{who: name, "password": password})
     element(driver, "id", "login").click()
 
 

@@ -206,7 +206,7 @@ def test_a_load_test_with_locust() -> None:
     require_installed("locust")
     with example("echo_handler.py", "127.0.0.1:0") as server:
         args = [sys.executable, str(EXAMPLES / "load_test.py"), "--host", url(server, "").rstrip("/"), "--users", "5"]
-        finished = run_program([*args, "--seconds", "1"], env=ENV, timeout=60)
+        finished = run_program([*args, "--seconds", "3"], env=ENV, timeout=60)
     assert finished.status == 0, finished.errors
     assert "WS CALL  hello" in finished.errors
 

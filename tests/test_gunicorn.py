@@ -19,7 +19,18 @@ import gevent.socket
 import pytest
 import trustme
 
-from gws_gevent import ClientOptions, CloseCode, Connection, EventHandler, GwsError, HandshakeRefused, Message, Reconnect, connect
+from gws_gevent import (
+    ClientOptions,
+    CloseCode,
+    Connection,
+    EventHandler,
+    GwsError,
+    HandshakeRefused,
+    Message,
+    PermessageDeflate,
+    Reconnect,
+    connect,
+)
 from gws_gevent.transports.tls_contexts import client_context
 from tests.gunicorn_process import Gunicorn, run_gunicorn
 from tests.support import require_module, wait_until
@@ -61,6 +72,8 @@ def app(environ, start_response):
             for message in conn:
                 conn.send("accept: " + message)
         return []
+    if path == "/fails":
+        raise RuntimeError("a mistake of the app's")
     if path == "/slow":
         time.sleep(float(environ["QUERY_STRING"]))
     shown = {key: value for key, value in environ.items() if isinstance(value, (str, bool))}
@@ -73,13 +86,13 @@ def app(environ, start_response):
 
 #: Worker classes of the user's.
 WORKERS = """
-from gws_gevent import ServerOptions
+from gws_gevent import PermessageDeflate, ServerOptions
 from gws_gevent.integrations.gunicorn import GwsWorker
 
 
 class Ours(GwsWorker):
     handler = "app:Echo"
-    options = ServerOptions(subprotocols=["chat"])
+    options = ServerOptions(subprotocols=["chat"], origins=["http://here"], permessage_deflate=PermessageDeflate())
 
 
 class Routes(GwsWorker):
@@ -146,7 +159,7 @@ def test_a_handler_without_code_in_the_app(how: str, tmp_path: Path) -> None:
         "on_request": ("workers.Routes", {}),
     }[how]
     with run_gunicorn(tmp_path, APP, worker=worker, env=env) as server:
-        with connect(server.url("/direct")) as conn:
+        with connect(server.url("/direct"), options=ClientOptions(headers={"Origin": "http://here"})) as conn:
             assert ask(conn, "hi") == ("hi" if how == "class" else "function: hi")
         assert get(server)["PATH_INFO"] == "/"
         if how == "on_request":
@@ -303,6 +316,39 @@ def test_the_access_log(tmp_path: Path) -> None:
         raw.sendall(b"nonsense\r\n\r\n")
         raw.close()
         assert '"nonsense' in logged(server, 6)[-1]
+
+
+def test_what_is_refused_compressed_or_fails_in_the_logs(tmp_path: Path) -> None:
+    (tmp_path / "workers.py").write_text(WORKERS)
+    args = ("--access-logfile", "-", "--access-logformat", FORMAT)
+    with run_gunicorn(tmp_path, APP, *args, worker="workers.Ours") as server:
+        with pytest.raises(HandshakeRefused) as refused:
+            connect(server.url("/ws?q"), options=ClientOptions(headers={"Origin": "http://elsewhere", "X-One": "1"}))
+        (line,) = logged(server, 1)
+        found = re.fullmatch(r'127\.0\.0\.1 "GET /ws\?q HTTP/1\.1" 403 (\d+) "1" ".*" L=0\.\d{6} in=-', line)
+        assert found is not None, line
+        assert int(found[1]) > len(refused.value.body) > 0
+        too_long = b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n"
+        answers = {b"431": too_long, b"400": b"nonsense\r\n\r\n"}
+        for number, (status, request) in enumerate(answers.items()):
+            with gevent.socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+                raw.sendall(request)
+                answer = b""
+                while piece := raw.recv(1000):
+                    answer += piece
+            assert answer.split()[1] == status
+            assert f'" {status.decode()} {len(answer)} "-"' in logged(server, 2 + number)[-1]
+        options = ClientOptions(headers={"Origin": "http://here"}, permessage_deflate=PermessageDeflate())
+        with connect(server.url("/ws"), options=options) as conn:
+            assert ask(conn, "a" * 100_000) == "a" * 100_000
+        sent, received = re.findall(r"1000 (\d+) .* in=(\d+)", logged(server, 5)[-1])[0]
+        assert 50 < int(sent) < int(received) < 2000
+        with pytest.raises(AssertionError):
+            get(server, "/fails")
+        assert '"GET /fails HTTP/1.1" 500 ' in logged(server, 6)[-1]
+        said = server.output()
+        assert re.search(r"\[ERROR\] Error handling request /fails\nTraceback ", said)
+        assert said.count("RuntimeError: a mistake of the app's") == 1
 
 
 def test_without_an_access_log_nothing_is_kept(tmp_path: Path) -> None:

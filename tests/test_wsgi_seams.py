@@ -231,8 +231,8 @@ def test_a_refusal_under_gevents_own_server() -> None:
 
 
 def test_a_server_that_nobody_knows_is_told() -> None:
-    environ = {"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO(), "SERVER_PROTOCOL": "HTTP/1.1"}
-    with pytest.raises(GwsError, match="cannot be found: its WSGI server is none of those that are known"):
+    environ = {"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO(), "SERVER_PROTOCOL": "HTTP/1.1", "SERVER_SOFTWARE": "x/1"}
+    with pytest.raises(GwsError, match=r"cannot be found: its WSGI server \(x/1\) is none of those that are known"):
         upgrader.upgrade(environ)
 
 
@@ -265,10 +265,24 @@ run_simple("127.0.0.1", 0, app, threaded=True)
 """
 
 
+WSGIREF = """
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIServer, make_server
+from tests.test_wsgi_seams import app
+
+class Threads(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+server = make_server("127.0.0.1", 0, app, server_class=Threads)
+print(f"http://127.0.0.1:{server.server_port}", flush=True)
+server.serve_forever()
+"""
+
+
 @contextmanager
 def foreign_server(kind: str, folder: Path) -> Iterator[str]:
-    if kind == "werkzeug":
-        (folder / "site3.py").write_text(WERKZEUG)
+    if kind in ("werkzeug", "wsgiref"):
+        (folder / "site3.py").write_text(WERKZEUG if kind == "werkzeug" else WSGIREF)
         args, status = ["site3.py"], None
     else:
         (folder / "site3.py").write_text(SITE)
@@ -279,9 +293,12 @@ def foreign_server(kind: str, folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi", "werkzeug"])
+@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi", "werkzeug", "wsgiref"])
 def test_under_other_servers(kind: str, tmp_path: Path) -> None:
-    require_module("werkzeug" if kind == "werkzeug" else "gunicorn")
+    if kind != "wsgiref":
+        require_module("werkzeug" if kind == "werkzeug" else "gunicorn")
     with foreign_server(kind, tmp_path) as url:
         for path in PATHS:
             talk(url + path)
+        with connect(url + "/ws"):  # and says nothing
+            talk(url + "/ws")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ from gevent.pywsgi import WSGIServer
 
 from gws_gevent import ServerOptions, Upgrader, WsgiSettings, connect
 from gws_gevent.integrations.pywsgi import WSGIHandler
+from gws_gevent.integrations.pywsgi_body import Body
 from tests.pairs import EchoHandler, serving, url_of
 from tests.support import wait_until
 
@@ -29,7 +32,7 @@ def upgrade(more: bytes = b"", host: bytes = b"Host: x\r\n") -> bytes:
 
 
 class Site:
-    """An app that upgrades /ws, and remembers which paths it was asked for."""
+    """An app that upgrades /ws, and remembers which paths it was asked for. `forgives`: it answers 200 to a body that fails."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -38,6 +41,7 @@ class Site:
         self.upgrader = Upgrader(self.handler)
         self.go_on = Event()
         self.environ: dict[str, Any] = {}
+        self.forgives = False
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         path = environ["PATH_INFO"]
@@ -52,7 +56,8 @@ class Site:
                 self.bodies.append(environ["wsgi.input"].read())
             except OSError as error:
                 self.bodies.append(error)
-                raise
+                if not self.forgives:
+                    raise
         size = int(path[len("/big/") :]) if path.startswith("/big/") else 0
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"served " + path.encode() + bytes(size)]
@@ -155,6 +160,7 @@ def test_a_second_request_behind_an_upgrade_is_no_request(kind: str) -> None:
     assert "/page" not in site.asked
 
 
+CHUNKS = b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 BEHIND = {
     "a length and chunks": b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two lengths": b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
@@ -162,6 +168,9 @@ BEHIND = {
     "two codings": b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
     "chunks in HTTP/1.0": b"POST /body HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "CONNECT": b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n",
+    "a line feed in a chunk's extension": CHUNKS + b"3;a\nb\r\nabc\r\n0\r\n\r\n",
+    "NUL in the extension of a chunk that is not read": CHUNKS.replace(b"/body", b"/page") + b"3;a\0b\r\nabc\r\n0\r\n\r\n",
+    "line feeds in a trailer": CHUNKS + b"0\r\nX: y\n\nGET /page HTTP/1.1\r\n\r\n",
     "bare line feeds": b"GET /page HTTP/1.1\nHost: x\n\n",
     "two hosts": b"GET /page HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
 }
@@ -177,6 +186,142 @@ def test_an_upgrade_does_not_follow_what_can_be_read_in_two_ways(kind: str, name
     assert answer.count(b"HTTP/1.1 400 ") == 1
     assert "/ws" not in site.asked
     assert site.handler.events == []
+
+
+@EACH_SERVER
+def test_an_upgrade_follows_a_body_in_chunks(kind: str) -> None:
+    site = Site()
+    large = bytes(range(256)) * 3000
+    body = b"3;a=\"\xe9\t b\"\r\nabc\r\n%x\r\n%b\r\n1\r\n\n\r\n0\r\nX-T: y\r\n\r\n" % (len(large), large)
+    with each_server(kind, site) as port, talking(port) as sock:
+        sock.sendall(CHUNKS + body + upgrade() + bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi")
+        until(sock, b"\x81\x02hi")
+    assert site.bodies == [b"abc" + large + b"\n"]
+
+
+@pytest.mark.parametrize("framed", ["length", "chunked"])
+def test_a_large_body_in_one_read_and_in_lines(framed: str) -> None:
+    found: list[Any] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        file = environ["wsgi.input"]
+        found.append(list(file) if environ["PATH_INFO"] == "/lines" else [file.read(700_000), file.read()])
+        start_response("200 OK", [])
+        return [b"read"]
+
+    body = b"a" * 600_000 + b"\n" + b"b" * 300_000
+    how = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    if framed == "chunked":
+        how = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    with serving(None, wsgi=app, wsgi_settings=QUIET) as server, talking(port_of(server)) as sock:
+        for path in (b"/", b"/lines"):
+            sock.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\n%b" % (path, how))
+            until(sock, b"read")
+    assert found == [[body[:700_000], body[700_000:]], [body[:600_001], body[600_001:]]]
+
+
+@EACH_SERVER
+@pytest.mark.parametrize("framed", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"])
+def test_a_body_is_over_with_its_request(kind: str, framed: bytes) -> None:
+    kept: list[Any] = []
+
+    class Keeping(Site):
+        def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+            if environ["REQUEST_METHOD"] == "POST":
+                kept.append(environ["wsgi.input"])
+            return super().__call__(environ, start_response)
+
+    with each_server(kind, Keeping()) as port, talking(port) as sock:
+        sock.sendall(b"POST /page HTTP/1.1\r\nHost: x\r\n" + framed)
+        until(sock, b"served /page")
+        (body,) = kept
+        wait_until(lambda: isinstance(body.rfile, io.BytesIO))
+        reading = gevent.spawn(body.read)
+        sock.sendall(PAGE)
+        until(sock, b"served /page")
+        assert reading.get(timeout=5) == b""
+        body.position, body.chunk_length = 0, -1
+        with pytest.raises(OSError, match=r"EOF|end of file"):
+            body.read()
+
+
+@EACH_SERVER
+def test_no_body_waits_for_the_garbage_collector(kind: str) -> None:
+    site = Site()
+    with each_server(kind, site) as port, talking(port) as sock:
+        gc.collect()
+        gc.disable()
+        try:
+            sock.sendall(CHUNKS + b"3\r\nabc\r\n0\r\n\r\n")
+            until(sock, b"served /body")
+            sock.sendall(PAGE)
+            until(sock, b"served /page")
+            wait_until(lambda: not any(isinstance(found, Body) for found in gc.get_objects()))
+        finally:
+            gc.enable()
+
+
+class Counting(Site):
+    """Counts how often another greenlet has had its turn while a body was read, once all of that has come."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        self.go_on.wait()
+        self.turns = 0
+        taker = gevent.spawn(self.take)
+        answer = super().__call__(environ, start_response)
+        taker.kill()
+        return answer
+
+    def take(self) -> None:
+        while True:
+            self.turns += 1
+            gevent.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["app", "stock"])
+def test_a_body_of_tiny_chunks_leaves_others_their_turns(kind: str) -> None:
+    site = Counting()
+    body = b"1\r\na\r\n" * 4000 + b"0\r\n" + b"X: y\r\n" * 1000 + b"\r\n"
+    with each_server(kind, site) as port, talking(port) as sock:
+        sock.sendall(CHUNKS + body)
+        site.go_on.set()
+        until(sock, b"served /body")
+    assert site.turns > len(body) / 400
+
+
+@EACH_SERVER
+def test_a_body_that_is_cut_off_is_no_error_if_nobody_reads_it(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    site = Site()
+    with each_server(kind, site) as port, talking(port) as sock:
+        sock.sendall(b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nhello")
+        sock.shutdown(socket.SHUT_WR)
+        answer = rest_of(sock)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@EACH_SERVER
+@pytest.mark.parametrize("begin", [b"Z\r\n", b"\r\n", b"3\r\nabcdef\r\n"])
+def test_nothing_is_served_behind_a_body_whose_end_is_not_known(kind: str, begin: bytes) -> None:
+    site = Site()
+    site.forgives = True
+    with each_server(kind, site) as port:
+        answer = ask(port, CHUNKS + begin + PAGE + upgrade())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert site.asked == ["/body"]
+
+
+@EACH_SERVER
+@pytest.mark.parametrize(
+    "head", [b"GET /page HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 200, b"GET /page HTTP/1\r\n"], ids=["many headers", "no point"]
+)
+def test_what_gevent_stumbles_over_is_no_error_of_ours(kind: str, head: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with each_server(kind, Site()) as port:
+        answer = ask(port, head + b"\r\n")
+    assert answer[9:12] == (b"431" if kind != "stock" and len(head) > 100 else b"400")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @EACH_SERVER

@@ -10,7 +10,7 @@ would become megabytes, and a connection of ours carries few requests.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -124,6 +124,10 @@ class H3Core(H3Connection):
         declared = stream.frame_size if stream.frame_type == FrameType.HEADERS else 0
         return len(stream.buffer) > MAX_HEADER_SECTION or (declared or 0) > MAX_HEADER_SECTION
 
+    def incomplete(self) -> Iterator[tuple[int, int]]:
+        """Streams on which a frame has begun, and how many bytes of it are kept."""
+        return ((stream_id, len(stream.buffer)) for stream_id, stream in self._stream.items() if stream.buffer)
+
     def forget(self, stream_id: int) -> None:
         """Nothing more comes of a stream."""
         self._stream.pop(stream_id, None)
@@ -174,6 +178,14 @@ class H3Table(StreamTable):
                     stream.on_headers(found.headers, found.stream_ended)
                 else:
                     stream.on_body(found.data, found.stream_ended)
+
+    def unread(self) -> Mapping[int, int]:
+        # A header section that never ends would else be kept beyond what a connection may have unread.
+        unread = dict(super().unread())
+        if self.h3 is not None:
+            for stream_id, count in self.h3.incomplete():
+                unread[stream_id] = unread.get(stream_id, 0) + count
+        return unread
 
     def on_going_away(self) -> None:
         if self.h3 is not None:

@@ -13,14 +13,20 @@ import _socket
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain, zip_longest
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
+import gevent
+from gevent import Greenlet
 from gevent.event import Event
 from gevent.hub import get_hub
 
-__all__ = ["ATTEMPT_DELAY", "connect_to_first", "interleaved"]
+from gws_gevent.exceptions import TransportError
+
+__all__ = ["ATTEMPT_DELAY", "connect_to_first", "first_to_answer", "interleaved"]
+
+T = TypeVar("T")
 
 #: Seconds that an attempt has for itself before the next address is tried beside it (section 5 recommends this).
 ATTEMPT_DELAY: Final = 0.25
@@ -55,6 +61,54 @@ def connect_to_first(addresses: Iterable[Address]) -> _socket.socket:
         return attempts.run()
     finally:
         attempts.drop()
+
+
+def first_to_answer(addresses: Iterable[Address], attempt: Callable[[Address], T], discard: Callable[[T], object]) -> T:
+    """Return the first result of `attempt(address)`, each in a greenlet of its own: for transports that are more than a socket.
+
+    What is thrown in, or a TransportError without `errno` (somebody has answered, and there is no point in asking elsewhere), ends
+    all attempts.
+
+    Args:
+        discard: called with the result of an attempt that came too late.
+
+    Raises:
+        TransportError: of the attempt that failed last.
+    """
+    left = deque(addresses)
+    if len(left) == 1:
+        return attempt(left[0])
+    running: list[Greenlet] = []
+    news = Event()
+    failure: BaseException = OSError(errno.EADDRNOTAVAIL, "the name has no address")
+    try:
+        while left or running:
+            if left:
+                running.append(gevent.spawn(_outcome, attempt, left.popleft()))
+                running[-1].rawlink(lambda _: news.set())
+            news.wait(ATTEMPT_DELAY if left else None)
+            news.clear()
+            for one in [one for one in running if one.dead]:
+                running.remove(one)
+                result, error = one.value
+                if error is None:
+                    return cast(T, result)
+                if not isinstance(error, TransportError) or error.errno is None:
+                    raise error
+                failure = error
+        raise failure
+    finally:
+        gevent.killall(running)
+        for one in running:
+            if isinstance(one.value, tuple) and one.value[1] is None:
+                discard(one.value[0])
+
+
+def _outcome(attempt: Callable[[Address], T], address: Address) -> tuple[T | None, Exception | None]:
+    try:
+        return attempt(address), None
+    except Exception as error:
+        return None, error
 
 
 class _Attempts:

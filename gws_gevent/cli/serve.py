@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--wsgi",
         metavar="MODULE:APP",
-        help="a WSGI app, as of Flask, Django or Bottle, also from the current folder; it gets every request that does not "
-        "ask for WebSocket, and without --handler those too",
+        help="a WSGI app, as of Flask, Django or Bottle, also from the current folder, or MODULE:FACTORY() for what that returns; "
+        "it gets every request that does not ask for WebSocket, and without --handler those too",
     )
     add("--patch", action="store_true", help="call gevent.monkey.patch_all() before the app and the handler are imported")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="set a server option, see below; may be repeated")

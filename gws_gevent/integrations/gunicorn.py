@@ -42,6 +42,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
+    from gws_gevent.opening import ServerService
     from gws_gevent.takeover import Takeover
 
 __all__ = ["GwsWorker"]
@@ -215,6 +216,12 @@ class WorkerServer(Server):
         self._worker = worker
         self._access_log = access_log
 
+    def _new_service(self) -> ServerService:
+        service = Server._new_service(self)
+        if self._access_log.enabled:
+            service.on_answer = self._access_log.answered
+        return service
+
     def on_error(self, stream: Stream | None, error: Exception) -> None:
         self._worker.log.log(logging.ERROR if stream is None else logging.DEBUG, "%s", error)
 
@@ -266,6 +273,14 @@ class WorkerHandler(WSGIHandler):
         """The request has become a connection of ours, which is counted and logged by itself."""
         takeover = self.takeover
         return takeover is not None and (takeover.accepted is not None or takeover.conn is not None)
+
+    def _log_error(self, t: Any, v: Any, tb: Any) -> None:
+        """As gunicorn's own workers: to the error log. What ends the process is the hub's affair."""
+        hub = gevent.get_hub()
+        if issubclass(t, (*hub.SYSTEM_ERROR, *hub.NOT_ERROR)):
+            WSGIHandler._log_error(self, t, v, tb)
+        else:
+            self.worker.log.error("Error handling request %s", self.path, exc_info=(t, v, tb))
 
     def _on_take(self, takeover: Takeover) -> None:
         if self.access_log.enabled and takeover.by == LIBRARY:

@@ -91,19 +91,31 @@ class AccessLog:
         headers = handler.headers.items() if getattr(handler, "headers", None) is not None else []
         self._log.access(response, headers, environ, timedelta(seconds=seconds))
 
+    def answered(self, conn: Connection, request: Request | None, answer: bytes) -> None:
+        """A request, which may have been unreadable, has been answered without the app: refused, or by `on_request`."""
+        head = answer.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in head[1:])]
+        status = head[0].partition(" ")[2]
+        self._log_followed(self._facts(conn, request), LoggedResponse(status, headers, len(answer)), 0.0, {})
+
     def follow(self, conn: Connection, request: Request) -> None:
         """A connection has been upgraded: log that, and its end once it comes."""
+        followed = self._facts(conn, request)
+        _count_bytes(conn.stream)
+        conn.add_close_callback(partial(self._closed, followed))
+        self._log_followed(followed, LoggedResponse(SWITCHING, [], None), 0.0, {})
+
+    def _facts(self, conn: Connection, request: Request | None) -> Followed:
         peer = conn.stream.info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else "-"
+        if request is None:
+            return Followed((address, "", "", "", None, None, None), (), time.monotonic())
         get = request.headers.get
         # Many connections have the same of these: one copy does for all.
         method, version, agent = intern(request.method), intern(f"HTTP/{request.version}"), intern(get("user-agent") or "-")
         values = (address, method, request.target, version, get("referer"), agent, get("authorization"))
         headers = tuple((name, value) for name in self._named if (value := get(name)) is not None)
-        followed = Followed(values, headers, time.monotonic())
-        _count_bytes(conn.stream)
-        conn.add_close_callback(partial(self._closed, followed))
-        self._log_followed(followed, LoggedResponse(SWITCHING, [], None), 0.0, {})
+        return Followed(values, headers, time.monotonic())
 
     def _closed(self, followed: Followed, conn: Connection) -> None:
         if getcurrent() is get_hub():

@@ -14,18 +14,21 @@ import io
 import logging
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import Context, copy_context
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import pywsgi
 from greenlet import GreenletExit, getcurrent
 
 from gws_gevent._accel import build_of
-from gws_gevent.exceptions import HandshakeError, Refusal, TransportError
+from gws_gevent.exceptions import ConnectionClosed, HandshakeError, Refusal, TransportError
+from gws_gevent.frames import CloseCode, State
 from gws_gevent.handshake import parse_request, refusal_response, wants_websocket
 from gws_gevent.http_head import HeadReader, Request
+from gws_gevent.integrations.pywsgi_body import Body
 from gws_gevent.options import ServerOptions
 from gws_gevent.socket_streams import stream_of
-from gws_gevent.stream_socket import Intake, TakenSocket
+from gws_gevent.stream_socket import READER_SIZE, Intake, TakenSocket
 from gws_gevent.takeover import KEY, Carrier, Takeover, switch
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ class HandlerCarrier(Carrier, Protocol):
 
     #: Seconds that a connection which a library took has for its end.
     close_timeout: float
-    #: An earlier request of this connection was read with less care than an upgrade asks for.
+    #: An earlier request of this connection, or its body, was read with less care than an upgrade asks for.
     tainted: bool
     reader: io.BufferedReader
 
@@ -97,6 +100,7 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
     response_headers: Any
     request: Request | None = None
     takeover: Takeover | None = None
+    wsgi_input: Any
     _asks_for_websocket = False
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
@@ -127,8 +131,18 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """The app has returned and the connection was taken. What is left to do follows: the 101 and the read loop, or the end."""
 
     def application_failed(self, takeover: Takeover, error: Exception) -> None:
-        """The app has failed after the connection was taken: nothing of that is answered. Override it to do more than log it."""
-        log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
+        """The app has failed after the connection was taken: nothing of that is answered. Override it to do something else.
+
+        It is told where all failures of apps are, unless it is the connection's end; one that `accept` opened is closed with 1011.
+        """
+        conn = takeover.conn
+        over = takeover.accepted is None and (conn is None or conn.state is not State.OPEN)
+        if isinstance(error, Refusal) or (over and _is_end(error)):
+            log.debug("the app failed after the connection of its request was taken by %s", takeover.by, exc_info=error)
+            return
+        self._log_error(type(error), error, error.__traceback__)
+        if conn is not None:
+            conn.close(CloseCode.INTERNAL_ERROR)
 
     # One request
 
@@ -161,7 +175,14 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.takeover = None
         request = self.request = self.carrier.next_request()
         self._asks_for_websocket = request is not None and wants_websocket(request)
-        return pywsgi.WSGIHandler.handle_one_request(self)
+        result = pywsgi.WSGIHandler.handle_one_request(self)
+        body = self.wsgi_input
+        if isinstance(body, Body):
+            self.carrier.tainted = self.carrier.tainted or body.misread
+            body.end()
+            if body.lost and result is True:
+                return None  # the app knows of the error, and has answered all the same
+        return result
 
     def read_request(self, raw_requestline: str) -> Any:
         valid = pywsgi.WSGIHandler.read_request(self, raw_requestline)
@@ -187,6 +208,9 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
             return str(ex.status), refusal_response(ex, self.command == "HEAD")
         if isinstance(ex, OSError) and not isinstance(ex, pywsgi._InvalidClientInput):
             return None  # the stream has ended in the middle of a head
+        if isinstance(ex, (HTTPException, IndexError)):
+            # More headers than the standard library reads, or a version without a point: no reason for a traceback.
+            ex = ValueError(str(ex))
         return pywsgi.WSGIHandler._handle_client_error(self, ex)
 
     def _connection_upgrade_requested(self) -> bool:
@@ -195,6 +219,11 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def get_environ(self) -> Any:
         environ = pywsgi.WSGIHandler.get_environ(self)
+        if self.wsgi_input.content_length or self.wsgi_input.chunked_input:
+            # A request for an upgrade has the bare stream as its wsgi.input: there is no body then.
+            self.wsgi_input = Body(self.wsgi_input)
+            if not self._connection_upgrade_requested():
+                environ["wsgi.input"] = self.wsgi_input
         self.carrier.environ(environ)
         self.takeover = environ[KEY] = Takeover(self.carrier, self.request)
         if self._connection_upgrade_requested():
@@ -209,7 +238,16 @@ class WSGIHandler(pywsgi.WSGIHandler):  # type: ignore[misc]
         write = pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
         if self.code == 101:
             self.carrier.http_is_over()
+        elif self.code == 400 and self._asks_for_websocket:
+            self._hint_at_route()
         return write
+
+    def _hint_at_route(self) -> None:
+        """A route of Flask that is not marked for WebSocket is a 400 without a reason: say it, once for a server."""
+        found = getattr(self.environ.get("werkzeug.request"), "routing_exception", None)
+        if type(found).__name__ == "WebsocketMismatch" and not getattr(self.server, "hinted_at_route", False):
+            self.server.hinted_at_route = True
+            log.warning("%r asks for WebSocket, but its route was declared without websocket=True: Flask answers 400", self.path)
 
     def finalize_headers(self) -> None:
         pywsgi.WSGIHandler.finalize_headers(self)
@@ -320,6 +358,12 @@ def _throw_away_context() -> Context:
     return Context() if getcurrent().gr_context is None else copy_context()
 
 
+def _is_end(error: Exception) -> bool:
+    """What comes of using a connection that has ended."""
+    gone = isinstance(error, OSError) and error.errno in pywsgi.WSGIHandler.ignored_socket_errors
+    return gone or isinstance(error, (ConnectionClosed, TransportError))
+
+
 def _swallow(_data: bytes) -> None:
     """What `start_response` returns once nobody listens to the app any more."""
 
@@ -347,7 +391,7 @@ class SocketCarrier:
         self._socket = sock
         self._stream: Stream | None = None
         self._intake = Intake(sock.recv_into, sock)
-        self.reader = io.BufferedReader(self._intake)
+        self.reader = io.BufferedReader(self._intake, READER_SIZE)
 
     def next_request(self) -> Request | None:
         """See HandlerCarrier."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import gevent
 import pytest
 from gevent.ssl import PROTOCOL_TLS_CLIENT, SSLContext
 
+from benchmarks.flooding import noise, quic_initial, whole_initial
 from gws_gevent import (
     ClientOptions,
     CloseCode,
@@ -257,6 +259,26 @@ def test_streams_opened_and_reset_in_a_loop_leave_nothing(server: Server, peer: 
     wait_until(lambda: len(session.application) == 1)
     assert set(session.application.h3._stream) <= {good, 2, 6, 10, 3, 7, 11}
     echoes(peer, good, b"all the while")
+
+
+@pytest.mark.parametrize("kind", ["noise", "starts", "initials"])
+def test_a_flood_leaves_nothing_and_an_open_websocket_goes_on(kind: str, server: Server, peer: H3Client) -> None:
+    good = peer.request(CONNECT)
+    peer.answer(good)
+    make = {"noise": noise, "starts": quic_initial, "initials": lambda _: whole_initial("h3")}[kind]
+    source = random.Random(1)
+    flood = [make(source) for _ in range(100)] * 20
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number, data in enumerate(flood):
+            sock.sendto(data, ("127.0.0.1", port_of(server)))
+            if number % 50 == 49:
+                echoes(peer, good, b"%d" % number)
+    listener: Any = server._listeners[0]
+    quic = listener.server
+    wait_until(lambda: not len(quic.newcomers))
+    half_open = quic.admission.half_open
+    assert 0 < half_open <= quic.admission.limits.retry if kind == "initials" else half_open == 0
+    assert len(quic.sessions) == 1 + half_open
 
 
 def test_a_request_that_never_comes_is_timed_out(app: App, certificates: Any) -> None:

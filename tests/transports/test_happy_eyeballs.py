@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,11 +13,13 @@ import gevent
 import pytest
 
 from gws_gevent.exceptions import TransportError
-from gws_gevent.transports import happy_eyeballs, tcp
-from gws_gevent.transports.base import Endpoint
-from gws_gevent.transports.happy_eyeballs import connect_to_first, interleaved
+from gws_gevent.transports import happy_eyeballs, registry, tcp
+from gws_gevent.transports.base import DialSettings, Endpoint, ListenSettings, TlsFiles
+from gws_gevent.transports.happy_eyeballs import connect_to_first, first_to_answer, interleaved
 from gws_gevent.transports.tcp import TcpDialer
-from tests.support import free_port
+from gws_gevent.transports.tls_contexts import client_context
+from tests.support import free_port, require_module
+from tests.transports.conftest import Certificates
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 Address = tuple[int, tuple[str, int]]
@@ -158,3 +161,81 @@ def test_ipv6_first_and_ipv4_where_that_fails(monkeypatch: pytest.MonkeyPatch) -
             assert won(broken, at(four))[0] == "127.0.0.1"
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
+
+
+@contextmanager
+def silent_first(monkeypatch: pytest.MonkeyPatch, scheme: str, port: int) -> Iterator[socket.socket]:
+    """A name with two addresses, of which the first takes datagrams and answers nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        choices = [(V4, silent.getsockname()), (V4, ("127.0.0.1", port))]
+        # By its full name: `quic.dialer` is a function of the package, too.
+        module = sys.modules["gws_gevent.transports." + ("quic.dialer" if scheme == "quic" else "kcp.endpoints")]
+        monkeypatch.setattr(module, "resolve", lambda host, port: choices)
+        yield silent
+
+
+@pytest.mark.parametrize("scheme", ["quic", "kcp"])
+def test_datagram_transports_do_not_wait_for_an_address_that_is_silent(
+    scheme: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_module("aioquic" if scheme == "quic" else "kcp")
+    tls = TlsFiles(certificates.both) if scheme == "quic" else None
+    context = client_context(certificates.ca)
+    listener = registry.listen(f"{scheme}://127.0.0.1:0", ListenSettings(tls=tls))
+    listener.start(lambda stream: stream.close())
+    try:
+        port = Endpoint.parse(listener.address).port
+        with silent_first(monkeypatch, scheme, port):
+            settings = DialSettings(ssl_context=context, server_name="localhost")
+            dialer = registry.dialer(f"{scheme}://two.example:{port}", settings)
+            begun = time.monotonic()
+            streams = gevent.joinall([gevent.spawn(dialer.dial) for _ in range(3)], timeout=5)
+            assert [one.value.info("peername")[1] for one in streams] == [port] * 3
+            assert time.monotonic() - begun >= happy_eyeballs.ATTEMPT_DELAY, "the first one had its time"
+            if scheme == "quic":
+                pool = sys.modules["gws_gevent.transports.quic.dialer"]._pool()  # type: ignore[attr-defined]
+                assert [one.load for found in pool.connections.values() for one in found if one.session.error is None] == [3]
+            for one in streams:
+                one.value.close()
+    finally:
+        listener.close()
+
+
+def test_an_answer_that_is_a_refusal_ends_all_attempts() -> None:
+    tried: list[str] = []
+
+    def attempt(address: tuple[int, str]) -> str:
+        tried.append(address[1])
+        if address[1] == "slow":
+            gevent.sleep(60)
+        if address[1] == "broken":
+            raise ValueError("a mistake of ours")
+        raise TransportError(errno.ECONNREFUSED if address[1] == "down" else None, address[1])  # type: ignore[arg-type]
+
+    def ask(*names: str) -> str:
+        tried.clear()
+        return first_to_answer([(V4, name) for name in names], attempt, lambda _: None)
+
+    with pytest.raises(TransportError, match="second"):
+        ask("down", "down", "second")
+    assert tried == ["down", "down", "second"]
+    with pytest.raises(TransportError, match="TLS failed"):
+        ask("down", "TLS failed", "never")
+    assert "never" not in tried
+    with pytest.raises(ValueError, match="a mistake"):
+        ask("slow", "broken", "never")
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        ask("slow", "slow")
+
+
+def test_what_answers_too_late_is_discarded() -> None:
+    discarded: list[str] = []
+    both = gevent.event.Event()
+
+    def attempt(address: tuple[int, str]) -> str:
+        both.wait() if address[1] == "first" else both.set()
+        return address[1]
+
+    assert first_to_answer([(V4, "first"), (V4, "second")], attempt, discarded.append) in ("first", "second")
+    assert len(discarded) <= 1

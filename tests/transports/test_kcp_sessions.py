@@ -385,6 +385,7 @@ def test_twenty_thousand_hellos_from_anywhere_leave_nothing_behind() -> None:
     try:
         for number in range(20_000):
             net.server.on_datagram(hello, (f"198.51.{number >> 8 & 255}.{number & 255}", 1 + number), net.port.now())
+            net.network.schedule.run(net.port.now())
             if number == 1000:
                 net.network._on_the_way.clear()
                 net.network.bytes_sent.clear()
@@ -429,7 +430,7 @@ def test_a_stock_peer_that_acknowledges_gets_all() -> None:
         return received == 100_000
 
     assert net.run(reads_all, seconds=5)
-    assert theirs._session._credit is None
+    assert theirs._session._unproven is None
     net.run(seconds=30)
     assert theirs._session.error is None
 
@@ -438,6 +439,7 @@ def test_spoofed_starts_of_stock_peers_are_bounded_in_number() -> None:
     net = KcpNet(QUIET, params="cookie=0")
     for number in range(1500):
         net.server.on_datagram(push(b"\1\2\3\4", 0, b"x"), (f"198.51.{number >> 8}.{number & 255}", 1), net.port.now())
+        net.network.schedule.run(net.port.now())
     assert len(net.server.sessions) == 1000
     assert net.server.refused == 500
     net.run(seconds=15)

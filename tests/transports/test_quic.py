@@ -20,6 +20,7 @@ import gevent
 import pytest
 from aioquic.quic import events
 
+from benchmarks.flooding import whole_initial
 from gws_gevent import ClientOptions, Connection, Server, ServerOptions, client_context, connect
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
 from gws_gevent.transports import registry
@@ -376,16 +377,6 @@ def _latency(conn: Connection, seconds: float) -> list[float]:
     return sorted(found)
 
 
-def _genuine_initial(port: int) -> bytes:
-    """What a client sends first."""
-    from aioquic.quic.configuration import QuicConfiguration
-    from aioquic.quic.connection import QuicConnection
-
-    client = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["ws"], server_name="localhost"))
-    client.connect(("127.0.0.1", port), 0.0)
-    return client.datagrams_to_send(0.0)[0][0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "damaged", "genuine"])
 def test_a_flood_of_20000_leaves_nothing_and_others_go_on(kind: str, serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,7 +393,7 @@ def test_a_flood_of_20000_leaves_nothing_and_others_go_on(kind: str, serve: Any,
                 head = bytes([0xC3, 0, 0, 0, 1, 8]) + random.randbytes(8) + bytes([0, 0, 0x44, 0x9D])
                 flood.append(head + random.randbytes(1182))
             else:
-                flood.append(_genuine_initial(port))
+                flood.append(whole_initial("ws"))
         flood *= 20_000 // len(flood)
         gc.collect()
         before, cpu = _rss(), time.process_time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from random import Random
 from typing import Any
 
@@ -291,6 +292,56 @@ def test_streams_opened_and_reset_in_a_loop_leave_nothing(certificates: Any) -> 
     assert transfer.received == b"still here"
 
 
+def test_streams_are_opened_no_faster_than_so_many_a_second(certificates: Any) -> None:
+    world = World(certificates.both, endpoint="quic://192.0.2.1:4433?streams=100")
+    client, _ = world.connect()
+    keep = client.open()
+    assert keep is not None
+    counts: list[int] = []
+    count = 0
+
+    def churn() -> bool:
+        nonlocal count
+        while (stream := client.open()) is not None:
+            stream.abort()
+            count += 1
+        return False
+
+    for _ in range(3):
+        before = count
+        world.run(churn, seconds=0.4)
+        counts.append(count - before)
+    assert counts[0] > 199, "at first as many as at once, twice"
+    assert all(180 <= number <= 220 for number in counts[1:]), counts
+    before = world.network.sent
+    world.run(seconds=10)
+    count = 0
+    world.run(churn, seconds=0.02)
+    assert 99 <= count <= 220, "who waits may open many at once again"
+    assert world.network.sent - before < 200
+    assert len(world.server.sessions) == 1
+
+
+def test_a_server_has_the_memory_of_an_ended_connection_back_without_a_collection(certificates: Any) -> None:
+    world = World(certificates.both)
+    gc.collect()
+    gc.disable()
+    try:
+        client, _ = world.connect()
+        stream = client.open()
+        assert stream is not None
+        transfer = Transfer(stream, bytes(10_000))
+        assert world.run(lambda: transfer.step() or transfer.done)
+        (session,) = world.server.sessions
+        core = weakref.ref(session.core)
+        assert world.run(lambda: not world.server.sessions and client.session.error is not None)
+        world.run(seconds=10)
+        del session
+        assert core() is None
+    finally:
+        gc.enable()
+
+
 def test_a_peer_that_vanishes_is_given_up_after_the_idle_time(certificates: Any) -> None:
     world = World(certificates.both, endpoint="quic://192.0.2.1:4433?idle=20")
     client, port = world.connect()
@@ -358,6 +409,7 @@ def test_initials_that_cannot_be_read_make_no_connection(certificates: Any) -> N
         damaged = bytearray(initial[0])
         damaged[6:14] = random.randbytes(8)  # another destination connection ID: other keys
         world.network.carry(bytes(damaged), ("203.0.113.1", 1024 + number), SERVER)
+        world.run(seconds=0.001)  # all at once would not be looked at: see Newcomers
     world.run(lambda: client.session.established, seconds=5)
     assert world.server.admission.refused["damaged"] == 1000
     assert len(world.server.sessions) == 1

@@ -17,8 +17,10 @@ from gevent.pool import Pool
 from greenlet import greenlet
 
 from gws_gevent.exceptions import EndpointError, MissingExtra, TransportError
-from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, Listener, ListenSettings, Stream
-from gws_gevent.transports.datagram import UdpPort, connected_port, listening_port
+from gws_gevent.transports.accepting import resolve
+from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, Listener, ListenSettings, Stream, as_transport_error
+from gws_gevent.transports.datagram import Address, UdpPort, connected_port, listening_port
+from gws_gevent.transports.happy_eyeballs import first_to_answer, interleaved
 from gws_gevent.transports.kcp.cipher import load_ciphers
 from gws_gevent.transports.kcp.client import KcpClient
 from gws_gevent.transports.kcp.core import MakeCore, find_core
@@ -76,6 +78,7 @@ class KcpListener(Listener):
 
     def _give_port_back(self) -> None:
         if self._is_closed and self._port is not None and self.server is not None and not self.server.sessions:
+            self.server.leave()
             self._port.close()
             self._port = None
 
@@ -118,7 +121,14 @@ class KcpDialer(Dialer):
 
     def dial(self) -> KcpStream:
         """See Dialer. With `cookie=0` there is no answer to wait for: whether anybody is there is seen when something is sent."""
-        port, address = connected_port(self.endpoint)
+        try:
+            choices = interleaved(resolve(self.endpoint.host, self.endpoint.port))
+        except OSError as error:
+            raise as_transport_error(error, f"connect to {_shown(self.endpoint)}") from error
+        return first_to_answer(choices, self._dial_to, KcpStream.abort)
+
+    def _dial_to(self, choice: tuple[int, Address]) -> KcpStream:
+        port, address = connected_port(self.endpoint, choice)
         done = Event()
         # An end of the session may come before whoever waits for its beginning runs.
         client = KcpClient(port, address, self._params, self._make_core, os.urandom, done.set, lambda _: port.close())

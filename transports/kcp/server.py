@@ -21,6 +21,7 @@ from gws_gevent.transports.kcp.cookie import COOKIE_LIFE, NONCE, Code, Control, 
 from gws_gevent.transports.kcp.core import HEADER, MakeCore
 from gws_gevent.transports.kcp.params import KcpParams
 from gws_gevent.transports.kcp.session import KcpSession, SessionParts
+from gws_gevent.transports.newcomers import Newcomers
 
 __all__ = ["KcpServer", "make_seal", "overhead_of"]
 
@@ -54,6 +55,7 @@ class KcpServer(DatagramProtocol):
 
     Attributes:
         sessions: by (address, conversation number), those that linger included.
+        newcomers: datagrams of whoever has no session.
         accepts: new ones may begin.
         refused: starts that a limit has refused.
     """
@@ -88,6 +90,7 @@ class KcpServer(DatagramProtocol):
         self._ended: dict[tuple[Address, bytes], bytes] = {}
         self._ended_at: deque[tuple[float, tuple[Address, bytes]]] = deque()
         self.sessions: dict[tuple[Address, bytes], KcpSession] = {}
+        self.newcomers = Newcomers(self._serve_newcomer, port.touch, port.now)
         self.accepts = True
         self.refused = 0
 
@@ -95,18 +98,34 @@ class KcpServer(DatagramProtocol):
         """See DatagramProtocol."""
         if len(data) < HEADER:
             return
+        session = self.sessions.get((address, data[:4]))
+        if session is None:
+            self.newcomers.add(data, address)
+            return
+        self.newcomers.heard_at = now
+        if not self._is_control(data):
+            session.on_datagram(data, now)
+        elif (control := self._controls.read(data)) is not None:
+            self._on_control(control, session, address, now)
+
+    def _is_control(self, data: bytes) -> bool:
+        return self._params.cookie and Kind.HELLO <= data[4] <= Kind.RESET
+
+    def _serve_newcomer(self, data: bytes, address: Address, now: float) -> None:
         conv = data[:4]
         session = self.sessions.get((address, conv))
-        if self._params.cookie and Kind.HELLO <= data[4] <= Kind.RESET:
-            control = self._controls.read(data)
-            if control is not None:
-                self._on_control(control, session, address, now)
-        elif session is not None:
-            session.on_datagram(data, now)
+        if session is not None:
+            self.on_datagram(data, address, now)  # it has begun with a datagram before this one
         elif not self._params.cookie:
             self._begin_stock(data, address, now)
-        else:
+        elif not self._is_control(data):
             self._tell_gone(conv, address, now)
+        elif (control := self._controls.read(data)) is not None:
+            self._on_control(control, None, address, now)
+
+    def leave(self) -> None:
+        """Nobody new will come, and nobody is left."""
+        self._port.forget(self.newcomers)
 
     def _on_control(self, control: Control, session: KcpSession | None, address: Address, now: float) -> None:
         if control.kind is Kind.HELLO:

@@ -1,8 +1,8 @@
 """One KCP session: the core between an application that reads and writes and a port that sends and receives.
 
-Belongs here: everything that KCP itself lacks: an end, a close that waits for its acknowledgement, a reset, limits, life signs,
-the cap on what goes to an address that nobody has shown to be his. Does not belong here: how a session begins (server.py,
-client.py), who waits for it (stream.py).
+Belongs here: everything that KCP itself lacks: an end, a close that waits for its acknowledgement, a reset, limits, life signs.
+Does not belong here: how a session begins (server.py, client.py), who waits for it (stream.py), what goes to an address that nobody
+has shown to be his (unproven.py).
 
 What is not read stays in the core, whose window shrinks with each message, down to none at all. What is written is taken while
 the core's send window has room. So a session holds at most `sndwnd + rcvwnd` segments, and nothing beside them.
@@ -27,6 +27,7 @@ from gws_gevent.transports.kcp.cipher import Seal
 from gws_gevent.transports.kcp.cookie import Code, Control, Controls, Kind
 from gws_gevent.transports.kcp.core import HEADER, MAX_FRAGMENTS, Core, Outbox
 from gws_gevent.transports.kcp.params import KcpParams
+from gws_gevent.transports.kcp.unproven import Unproven
 
 __all__ = ["KcpSession", "SessionParts", "Watcher"]
 
@@ -38,17 +39,8 @@ CLOSED_WINDOW: Final = 0.1
 LINGER_FOR_END: Final = 2.0
 #: Seconds that the abort of a session with a stock peer may take.
 STOCK_ABORT: Final = 1.0
-#: Bytes that go to an address for each byte from it, until the peer has shown that it gets them (RFC 9000 section 8.1).
-AMPLIFICATION: Final = 3
-#: Bytes of that which are kept for questions, and seconds until the next if none is answered: an answer allows more than it costs.
-_FOR_QUESTIONS: Final = 2 * HEADER
-_QUESTION_DELAY: Final = 0.1
-#: Times of sending that are remembered until then.
-_MAX_PROOFS: Final = 16
 #: Segments that a stock peer's window has at least: kcp-go's default.
 _STOCK_WINDOW: Final = 32
-_ACK: Final = 82  # IKCP_CMD_ACK
-_ASK: Final = 83  # IKCP_CMD_WASK
 
 
 class Watcher(Protocol):
@@ -95,10 +87,9 @@ class KcpSession(DatagramSession):
     """
 
     __slots__ = (
-        "_asked", "_clock", "_closed_at", "_core", "_credit", "_heard", "_is_fresh", "_is_shut", "_mss", "_opened", "_parts",
-        "_progress", "_proofs", "_rest", "_unproven_bytes", "_wait_until", "_waiting", "_wants_more", "_was_reset", "_widest",
-        "_wrote_end", "accept", "address", "conv", "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal",
-        "was_heard", "watcher",
+        "_asked", "_clock", "_closed_at", "_core", "_heard", "_is_fresh", "_is_shut", "_mss", "_opened", "_parts", "_progress",
+        "_rest", "_unproven", "_wait_until", "_waiting", "_was_reset", "_widest", "_wrote_end", "accept", "address", "conv",
+        "error", "has_ended", "nonce", "on_end", "on_proof", "peer_ended", "seal", "was_heard", "watcher",
     )  # fmt: skip
 
     def __init__(
@@ -119,10 +110,7 @@ class KcpSession(DatagramSession):
         self._clock = (clock - int(now * 1000)) & 0xFFFFFFFF
         self._opened = self._heard = self._progress = self._asked = now
         self._waiting = 0
-        self._credit: int | None = None if proven else 0
-        self._proofs: list[bytes] = []
-        self._unproven_bytes = 0  # written before the peer has proven anything
-        self._wants_more = False  # there would be more to send than may be
+        self._unproven = None if proven else Unproven(now)
         self._widest = _STOCK_WINDOW
         self._rest: bytes | bytearray | None = None
         self._is_fresh = False  # something has come since the last flush
@@ -162,12 +150,8 @@ class KcpSession(DatagramSession):
             self._progress = now
         self._waiting = waiting
         self._is_fresh = True
-        if self._credit is not None:
-            self._credit += AMPLIFICATION * len(data)
-            if self._wants_more:
-                self._asked = 0.0  # that was an answer: ask on
-            if self._proofs and self._proves(packet):
-                self._proven()
+        if self._unproven is not None and self._unproven.hears(packet, len(data)):
+            self._proven()
         self._parts.port.touch(self)
 
     def on_control(self, control: Control) -> None:
@@ -184,19 +168,9 @@ class KcpSession(DatagramSession):
 
     def _proven(self) -> None:
         on_proof, self.on_proof = self.on_proof, None
-        if self._credit is not None and on_proof is not None:
+        if self._unproven is not None and on_proof is not None:
             on_proof()
-        self._credit = None
-        self._proofs = []
-
-    def _proves(self, packet: bytes) -> bool:
-        """Whether an acknowledgement repeats a time at which we sent something. `una` proves nothing: it can be guessed."""
-        at = 0
-        while at + HEADER <= len(packet):
-            if packet[at + 4] == _ACK and packet[at + 8 : at + 12] in self._proofs:
-                return True
-            at += HEADER + int.from_bytes(packet[at + 20 : at + 24], "little")
-        return False
+        self._unproven = None
 
     # The application's side. Each of these is followed by what it changes: `touch`.
 
@@ -257,7 +231,7 @@ class KcpSession(DatagramSession):
         """There is reason to call `try_send` again after it has returned 0."""
         if self._core is None or self.error is not None or self._was_reset or self._wrote_end:
             return True
-        if self._credit is not None and not self._unproven_room():
+        if self._unproven is not None and not self._unproven.room():
             return False
         room = self._parts.tuning.sndwnd - self._core.waiting()
         return room >= (self._parts.tuning.sndwnd // 4 if self._parts.tuning.stream else MAX_FRAGMENTS)
@@ -275,8 +249,8 @@ class KcpSession(DatagramSession):
         most = MAX_FRAGMENTS if tuning.stream else self._message_limit(core)
         room = tuning.sndwnd - core.waiting()
         sent, size = 0, len(data)
-        if self._credit is not None:
-            size = self._unproven_size(size)
+        if self._unproven is not None:
+            size = self._taken_of(size, self._unproven)
         with memoryview(data) as view:
             while sent < size and room >= (1 if tuning.stream else MAX_FRAGMENTS):
                 piece = bytes(view[sent : min(size, sent + min(room, most) * self._mss)])
@@ -290,16 +264,10 @@ class KcpSession(DatagramSession):
             self._parts.port.touch(self)
         return sent
 
-    def _unproven_room(self) -> int:
-        """Bytes that can be written before the peer has proven anything: what is sent with them can be sent twice."""
-        assert self._credit is not None
-        return max(0, (self._credit - _FOR_QUESTIONS) // AMPLIFICATION - HEADER - self._unproven_bytes)
-
-    def _unproven_size(self, size: int) -> int:
-        taken = min(size, self._unproven_room())
-        self._unproven_bytes += taken
-        if taken < size and not self._wants_more:
-            self._wants_more = True
+    def _taken_of(self, size: int, unproven: Unproven) -> int:
+        wanted_more = unproven.wants_more
+        taken = unproven.take(size)
+        if unproven.wants_more and not wanted_more:
             self._parts.port.touch(self)
         return taken
 
@@ -376,33 +344,11 @@ class KcpSession(DatagramSession):
                 return
             seal, send, address = self.seal.seal, self._parts.port.send, self.address
             self._is_shut = datagrams[-1][6:8] == b"\0\0"
-            if self._credit is None:
-                for packet in datagrams:
-                    send(seal(packet), address)
-            else:
-                self._put_out_some(datagrams, milliseconds.to_bytes(4, "little"))
+            unproven = self._unproven
+            for packet in datagrams if unproven is None else unproven.allowed(datagrams, milliseconds.to_bytes(4, "little")):
+                send(seal(packet), address)
         finally:
             datagrams.clear()
-
-    def _put_out_some(self, datagrams: list[bytes], time: bytes) -> None:
-        """To a stock peer, as yet: send as much as an address gets that may be somebody else's; the rest is lost."""
-        assert self._credit is not None
-        for packet in datagrams:
-            if len(packet) > self._credit - (_FOR_QUESTIONS if packet[4] != _ASK else 0):
-                self._wants_more = True
-                return
-            self._credit -= len(packet)
-            if time not in self._proofs:
-                self._proofs = [*self._proofs[1 - _MAX_PROOFS :], time]
-            self._parts.port.send(packet, self.address)
-
-    def _ask_for_credit(self, now: float) -> None:
-        """Ask for the window, apart from all else that the core would put into that datagram."""
-        if self._credit is not None and self._credit >= HEADER and now - self._asked >= _QUESTION_DELAY:
-            self._asked = now
-            self._credit -= HEADER
-            window = self._parts.tuning.rcvwnd.to_bytes(2, "little")
-            self._parts.port.send(self.conv + bytes((_ASK, 0)) + window + bytes(16), self.address)
 
     def _next_deadline(self, core: Core, now: float, milliseconds: int) -> float:
         params = self._parts.params
@@ -414,25 +360,27 @@ class KcpSession(DatagramSession):
             due = now + CLOSED_WINDOW
         if self._closed_at is not None:
             due = min(due, self._wait_until)
-        if self._credit is not None:
+        if self._unproven is not None:
             due = min(due, self._opened + params.handshake_timeout)
-            if self._wants_more:
-                due = min(due, max(self._asked + _QUESTION_DELAY, now))
+            if self._unproven.wants_more:
+                due = min(due, self._unproven.next_question(now))
         # The core counts whole milliseconds: in less than one nothing is due to it.
         return max(due, now + 0.001)
 
     def on_deadline(self, now: float) -> None:
         """See DatagramSession."""
-        core, params = self._core, self._parts.params
+        core, params, unproven = self._core, self._parts.params, self._unproven
         if core is None:
             return
         if self._closed_at is not None and now >= self._wait_until:
             self._tell(Code.GONE)
             self._end()
-        elif self._credit is not None and now >= self._opened + params.handshake_timeout:
+        elif unproven is not None and now >= self._opened + params.handshake_timeout:
             self._fail(errno.ETIMEDOUT, f"the peer has acknowledged nothing within {params.handshake_timeout:g} seconds")
-        elif self._wants_more and self._credit is not None:
-            self._ask_for_credit(now)
+        elif unproven is not None and unproven.wants_more:
+            question = unproven.question(self.conv, self._parts.tuning.rcvwnd, now)
+            if question is not None:
+                self._parts.port.send(question, self.address)
         elif now - self._heard >= params.idle_timeout:
             self._fail(errno.ETIMEDOUT, f"nothing has come for {params.idle_timeout:g} seconds")
         elif self._waiting:

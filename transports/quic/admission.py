@@ -54,7 +54,8 @@ class Limits:
         connections: at the same time.
         per_address: of one IPv4 address, or of one IPv6 network of 64 bits.
         half_open: connections whose handshake is not complete; more are not answered.
-        retry: half-open connections from which on a client has to show that it receives at its address (RFC 9000 section 8.1.2).
+        retry: half-open connections from which on a client has to show that it receives at its address (RFC 9000 section 8.1.2);
+            it also has to when many wait to be looked at.
     """
 
     connections: int = 100_000
@@ -87,8 +88,13 @@ class Admission:
         self._by_address: dict[Hashable, int] = {}
         self._tokens = QuicRetryTokenHandler()
 
-    def judge(self, header: QuicHeader, data: bytes, address: Address, now: float) -> Welcome | bytes | None:
+    def judge(
+        self, header: QuicHeader, data: bytes, address: Address, now: float, *, is_crowded: bool = False
+    ) -> Welcome | bytes | None:
         """Decide about a datagram that belongs to no connection.
+
+        Args:
+            is_crowded: many others wait to be judged.
 
         Returns:
             Welcome: let it in. bytes: send this answer and forget it. None: forget it.
@@ -107,7 +113,7 @@ class Admission:
         if full is not None:
             self.refused[full] += 1
             return None
-        if self.half_open >= self.limits.retry or header.token:
+        if is_crowded or self.half_open >= self.limits.retry or header.token:
             return self._with_token(header, address, now)
         if not _is_genuine(header, data):
             self.refused["damaged"] += 1

@@ -13,7 +13,7 @@ from typing import Any, Final
 from aioquic import tls
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import END_STATES, QuicConnection, QuicConnectionState
+from aioquic.quic.connection import END_STATES, Limit, QuicConnection, QuicConnectionState
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -26,8 +26,9 @@ log = logging.getLogger("gws_gevent.transports")
 
 #: What `_push_crypto_data` walks over after the handshake; before, the buffers have 16 KiB each.
 _SMALL: Final = 64
-
-
+#: Streams a second that a peer may open on one connection, and how many of them it is given at once: one by one would cost more.
+STREAM_RATE: Final = 500
+STREAM_STEP: Final = 25
 #: Seconds that a closed connection still answers a peer that has not heard of it (RFC 9000 section 10.2: three PTO, mostly 0.1 s).
 CLOSING_LIMIT: Final = 1.0
 
@@ -56,6 +57,46 @@ def is_client_bidirectional(stream_id: int) -> bool:
     return not stream_id & 3
 
 
+class _StreamCredit:
+    """How many streams the peer may open in place of those that have ended: at first as many as at once, then STREAM_RATE a second.
+
+    To open a stream and to reset it costs a peer next to nothing, and us a request that has begun.
+    """
+
+    __slots__ = ("_burst", "_granted", "_limit", "_saved", "_saved_at", "_step")
+
+    def __init__(self, limit: Limit, streams: int) -> None:
+        limit.value = limit.sent = streams
+        self._limit = limit
+        self._granted = streams
+        self._burst = self._saved = float(streams)
+        self._step = min(STREAM_STEP, streams)
+        self._saved_at: float | None = None
+
+    def lower(self, now: float) -> int:
+        """Make the limit what may be granted now; return what it was, for `restore`."""
+        if self._saved_at is not None:
+            self._saved = min(self._burst, self._saved + (now - self._saved_at) * STREAM_RATE)
+        self._saved_at = now
+        earned = self._limit.value
+        is_enough = self._saved >= min(earned - self._granted, self._step)
+        self._limit.value = min(earned, self._granted + int(self._saved)) if is_enough else self._granted
+        return earned
+
+    def restore(self, earned: int) -> None:
+        """Undo `lower`, and count what the peer has been told."""
+        if self._limit.sent > self._granted:
+            self._saved -= self._limit.sent - self._granted
+            self._granted = self._limit.sent
+        self._limit.value = earned
+
+    def due(self) -> float | None:
+        """When more can be granted than now, if that is less than the peer has earned."""
+        missing = min(self._limit.value - self._granted, self._step) - self._saved
+        # A bit later: what is a rounding error too early would find nothing to grant.
+        return None if missing <= 0 or self._saved_at is None else self._saved_at + missing / STREAM_RATE + 0.0001
+
+
 class CoreConnection(QuicConnection):
     """A QUIC connection without I/O whose receive windows are bounded.
 
@@ -82,8 +123,11 @@ class CoreConnection(QuicConnection):
         self.certificates_for = certificates_for
         self._stream_window = configuration.max_stream_data
         self._connection_window = configuration.max_data
-        for limit, value in ((self._local_max_streams_bidi, streams), (self._local_max_streams_uni, other_streams)):
-            limit.value = limit.sent = value
+        self._credits = (
+            _StreamCredit(self._local_max_streams_bidi, streams),
+            _StreamCredit(self._local_max_streams_uni, other_streams),
+        )
+        self._now = 0.0
         self._logger = self._loss._logger = _QUIET  # type: ignore[assignment]
         PatientRecovery.teach(self._loss)
 
@@ -177,10 +221,26 @@ class CoreConnection(QuicConnection):
         # aioquic would double the window when half of it has been received. It does not if the number is small enough.
         limit = self._local_max_data
         used, limit.used = limit.used, 0
+        earned = [credit.lower(self._now) for credit in self._credits]
         try:
             super()._write_connection_limits(builder=builder, space=space)
         finally:
             limit.used = used
+            for credit, streams in zip(self._credits, earned, strict=True):
+                credit.restore(streams)
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        self._now = now
+        return super().datagrams_to_send(now)
+
+    def get_timer(self) -> float | None:
+        timer_at = super().get_timer()
+        if timer_at is not None and not self.is_over:
+            for credit in self._credits:
+                due = credit.due()
+                if due is not None and self._now < due < timer_at:  # what was due before could not be sent: it waits for an ACK
+                    timer_at = due
+        return timer_at
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
         if stream.max_stream_data_local_sent == stream.max_stream_data_local:
@@ -227,3 +287,14 @@ class CoreConnection(QuicConnection):
         self._cryptos_initial = dict.fromkeys(self._cryptos_initial, self._cryptos[tls.Epoch.INITIAL])
         self.tls.__dict__.pop("_server_handle_hello", None)
         self.certificates_for = None
+
+    def let_go(self) -> None:
+        """Nothing comes or goes any more: break the circles of callbacks, so that the memory is given back now.
+
+        Otherwise it waits for the collector of cyclic garbage, which takes its time for a server that many come to and leave.
+        """
+        for name in ("_QuicConnection__frame_handlers", "tls", "_cryptos", "_cryptos_initial"):
+            self.__dict__.pop(name, None)
+        self._loss._send_probe = None  # type: ignore[assignment]
+        for space in self._loss.spaces:
+            space.sent_packets.clear()

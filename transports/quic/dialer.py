@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from aioquic.quic.configuration import QuicConfiguration
@@ -20,6 +21,7 @@ from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.accepting import resolve
 from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, as_transport_error
 from gws_gevent.transports.datagram import Address, DatagramPort, DatagramProtocol, UdpPort, connected_port
+from gws_gevent.transports.happy_eyeballs import first_to_answer, interleaved
 from gws_gevent.transports.quic.core import CoreConnection
 from gws_gevent.transports.quic.credentials import trust
 from gws_gevent.transports.quic.goodbye import say_goodbye_at_exit
@@ -83,11 +85,11 @@ class ClientConnection(DatagramProtocol, SessionOwner):
         return len(self.table) + self.users
 
     def is_good_for(self, streams: int) -> bool:
-        """Another stream may be opened, or will be able to be."""
+        """Another stream may be opened."""
         session = self.session
-        if session.error is not None or self.table.is_full or self.load >= streams:
+        if not session.established or session.error is not None or self.table.is_full or self.load >= streams:
             return False
-        return not session.established or session.core.may_open()
+        return session.core.may_open()
 
     def open(self) -> QuicStream | None:
         """Open a stream when the handshake is complete; None: the server allows no more on this connection."""
@@ -146,16 +148,31 @@ class ClientConnection(DatagramProtocol, SessionOwner):
 
 
 class _Pool:
-    """The connections of this hub by where they lead, and the tickets of servers."""
+    """The connections of this hub by where they lead, and the tickets of servers.
+
+    Attributes:
+        dialing: where somebody is connecting to now. It may be to several addresses at once, of which one will be good.
+    """
 
     def __init__(self) -> None:
         self.connections: dict[Hashable, list[ClientConnection]] = {}
+        self.dialing: dict[Hashable, Event] = {}
         self.tickets: dict[Hashable, SessionTicket] = {}
 
     def best(self, key: Hashable, streams: int) -> ClientConnection | None:
         """Return the connection with the most streams that has room for another; None: there is none."""
         good = [one for one in self.connections.get(key, ()) if one.is_good_for(streams)]
         return max(good, key=lambda one: one.load, default=None)
+
+    @contextmanager
+    def is_dialing(self, key: Hashable) -> Iterator[None]:
+        """Have others wait."""
+        done = self.dialing[key] = Event()
+        try:
+            yield
+        finally:
+            del self.dialing[key]
+            done.set()
 
     def add(self, key: Hashable, connection: ClientConnection) -> None:
         self.connections.setdefault(key, []).append(connection)
@@ -206,11 +223,15 @@ class QuicDialer(Dialer):
         pool, streams = _pool(), self.settings.streams_per_connection
         while True:
             connection = pool.best(self._key, streams)
-            if connection is None:
-                return self._dial_new(pool)
-            stream = self._open_on(connection)
-            if stream is not None:
-                return stream
+            if connection is not None:
+                stream = self._open_on(connection)
+                if stream is not None:
+                    return stream
+            elif self._key in pool.dialing:
+                pool.dialing[self._key].wait()  # and look again: most can share what somebody else is connecting
+            else:
+                with pool.is_dialing(self._key):
+                    return self._dial_new(pool)
 
     def _open_on(self, connection: ClientConnection) -> QuicStream | None:
         connection.users += 1
@@ -224,21 +245,17 @@ class QuicDialer(Dialer):
         """Make a connection to the first address that answers."""
         doing = f"connect to {self.endpoint}"
         try:
-            choices = resolve(self.endpoint.host, self.endpoint.port)
+            choices = interleaved(resolve(self.endpoint.host, self.endpoint.port))
         except OSError as error:
             raise as_transport_error(error, doing) from error
-        for place, choice in enumerate(choices):
-            try:
-                stream = self._open_on(self._connection(pool, choice, doing))
-            except TransportError as error:
-                # Nobody there, or no way: another address of the same name may do.
-                if place + 1 == len(choices) or error.errno is None:
-                    raise
-                continue
+
+        def attempt(choice: tuple[int, Address]) -> QuicStream:
+            stream = self._open_on(self._connection(pool, choice, doing))
             if stream is None:
                 raise TransportError(f"{doing}: the server allows no streams")
             return stream
-        raise AssertionError("a name without addresses is an error of resolve")
+
+        return first_to_answer(choices, attempt, QuicStream.abort)
 
     def _connection(self, pool: _Pool, choice: tuple[int, Address], doing: str) -> ClientConnection:
         port, address = connected_port(self.endpoint, choice)

@@ -13,7 +13,7 @@ from typing import Final
 
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.packet import QuicErrorCode, QuicHeader, pull_quic_header
+from aioquic.quic.packet import QuicErrorCode, QuicHeader, QuicPacketType, pull_quic_header
 from gevent.hub import get_hub
 from gevent.pool import Pool
 from greenlet import greenlet
@@ -21,6 +21,7 @@ from greenlet import greenlet
 from gws_gevent.exceptions import EndpointError, TransportError
 from gws_gevent.transports.base import Endpoint, Listener, ListenSettings, Stream
 from gws_gevent.transports.datagram import Address, DatagramPort, DatagramProtocol, listening_port
+from gws_gevent.transports.newcomers import Newcomers
 from gws_gevent.transports.quic.admission import CONNECTION_ID_LENGTH, Admission, Limits, Welcome
 from gws_gevent.transports.quic.core import CoreConnection
 from gws_gevent.transports.quic.credentials import ServerCredentials
@@ -33,6 +34,8 @@ log = logging.getLogger("gws_gevent.transports")
 
 #: Seconds from a client's first datagram to the end of its handshake.
 HANDSHAKE_LIMIT: Final = 10.0
+#: The first bit of a long header, which all packets of a handshake have (RFC 9000 section 17.2).
+_LONG: Final = 0x80
 
 #: Makes what runs on a connection, from the connection, a function that takes each new stream, and one to call when one has ended.
 MakeApplication = Callable[[QuicSession, Callable[[Stream], object], Callable[[], object]], Application]
@@ -78,11 +81,19 @@ class Acceptor:
             self._waiting.popleft().abort()
 
 
+def _connection_id(data: bytes) -> bytes:
+    """Return the destination connection ID; with damaged datagrams, anything."""
+    if not data:
+        return b""
+    return data[6 : 6 + data[5]] if data[0] & _LONG and len(data) > 6 else data[1 : 1 + CONNECTION_ID_LENGTH]
+
+
 class QuicServer(DatagramProtocol, SessionOwner):
     """Connections by their IDs.
 
     Attributes:
         admission: who is let in, and how many there are.
+        newcomers: datagrams of those whose handshake is not complete, and of strangers.
         sessions: every connection, with its IDs.
         on_empty: called when the last connection has gone while `is_closing`.
     """
@@ -106,6 +117,7 @@ class QuicServer(DatagramProtocol, SessionOwner):
         self.is_accepting = True
         self.is_closing = False
         self.on_empty = on_empty
+        self.newcomers = Newcomers(self._serve_newcomer, port.touch, port.now)
         self._port = port
         self._make_application = make_application
         self._streams = streams
@@ -113,22 +125,28 @@ class QuicServer(DatagramProtocol, SessionOwner):
         self._by_id: dict[bytes, QuicSession] = {}
 
     def on_datagram(self, data: bytes, address: Address, now: float) -> None:
-        if not data:
-            return
-        if not data[0] & 0x80:  # a short header: what comes after the handshake (RFC 9000 section 17.3)
-            session = self._by_id.get(data[1 : 1 + CONNECTION_ID_LENGTH])
-            if session is not None:
-                session.receive(data, address, now)
+        session = self._by_id.get(_connection_id(data))
+        if session is None:
+            if data and data[0] & _LONG:
+                self.newcomers.add(data, address)
+        elif session.established:
+            self.newcomers.heard_at = now
+            session.receive(data, address, now)
+        else:
+            self.newcomers.add(data, address, has_begun=True)
+
+    def _serve_newcomer(self, data: bytes, address: Address, now: float) -> None:
+        session = self._by_id.get(_connection_id(data))
+        if session is not None:
+            session.receive(data, address, now)
             return
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_LENGTH)
         except ValueError:
             return
-        session = self._by_id.get(header.destination_cid)
-        if session is not None:
-            session.receive(data, address, now)
-            return
-        verdict = self.admission.judge(header, data, address, now)
+        if header.packet_type is QuicPacketType.ONE_RTT:
+            return  # of a handshake that has been given up meanwhile
+        verdict = self.admission.judge(header, data, address, now, is_crowded=self.newcomers.is_crowded)
         if isinstance(verdict, bytes):
             self._port.send(verdict, address)
         elif verdict is not None:
@@ -155,6 +173,10 @@ class QuicServer(DatagramProtocol, SessionOwner):
         for connection_id in (header.destination_cid, core.host_cid):
             self.on_connection_id(session, connection_id, is_known=True)
         session.receive(data, address, now)
+
+    def leave(self) -> None:
+        """Nobody new will come, and nobody is left."""
+        self._port.forget(self.newcomers)
 
     # SessionOwner
 
@@ -321,7 +343,10 @@ class QuicListener(Listener):
                     session.close(TransportError("the listener was closed"))
 
     def _leave(self) -> None:
-        port, self._port, self.server = self._port, None, None
+        port, server = self._port, self.server
+        self._port = self.server = None
+        if server is not None:
+            server.leave()
         if port is not None:
             port.close()
 

@@ -272,6 +272,7 @@ class QuicSession(DatagramSession):
 
     def _leave(self) -> None:
         self._port.forget(self)
+        self.core.let_go()
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.on_over(self)

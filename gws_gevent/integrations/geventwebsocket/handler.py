@@ -128,13 +128,10 @@ class WebSocketHandler(WSGIHandler):
     def application_failed(self, takeover: Takeover, error: Exception) -> None:
         """The application has failed with its WebSocket open: log that, and close with 1011."""
         ws = self.websocket
-        if ws is None or takeover.conn is None:
-            super().application_failed(takeover, error)
-        elif isinstance(error, WebSocketError) and ws.closed:
+        if ws is not None and ws.closed and isinstance(error, WebSocketError):
             self.logger.debug("the application used its WebSocket after the end", exc_info=error)
         else:
-            self._log_error(type(error), error, error.__traceback__)
-            ws.close(CloseCode.INTERNAL_ERROR)
+            super().application_failed(takeover, error)
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Call `upgrade_connection` for a request that asks for a WebSocket; nothing for any other.
