@@ -5,8 +5,10 @@ Belongs here: what a user overrides, and how a plain function becomes a handler.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
 from gws_gevent._accel import build_of
 
@@ -19,6 +21,9 @@ else:
     Message = build_of("message").Message
 
 __all__ = ["EventHandler", "Message"]
+
+#: Flags of the code of a function whose call runs nothing of it.
+_LAZY: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class EventHandler:
@@ -65,9 +70,29 @@ def as_handler(handler: Any) -> EventHandler:
         return handler
     if isinstance(handler, type) and issubclass(handler, EventHandler):
         raise TypeError(f"a handler is an instance: {handler.__name__}(), not {handler.__name__}")
-    if callable(handler):
-        return FunctionHandler(handler)
-    raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")
+    if not callable(handler):
+        raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")
+    _check_function(handler)
+    return FunctionHandler(handler)
+
+
+def _check_function(function: Any) -> None:
+    """Raise TypeError for what would fail, or do nothing, only when a connection is there."""
+    code = function.__code__ if type(function) is FunctionType else None
+    if code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount and not code.co_flags & _LAZY:
+        return  # the usual one: `on_request` may make one for each connection, and a signature takes its time
+    name = getattr(function, "__qualname__", None) or repr(function)
+    for called in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(f"a handler is a plain function, and {name} is a coroutine function")
+        if inspect.isgeneratorfunction(called):
+            raise TypeError(f"a handler is a plain function, and {name} is a generator function, whose call runs nothing")
+    try:
+        inspect.signature(function).bind(None)
+    except ValueError:
+        pass  # some that are written in C do not tell what they take: it will show
+    except TypeError as error:
+        raise TypeError(f"a handler is called with one argument, the connection, which {name} does not take: {error}") from None
 
 
 def refuse_parking(handler: EventHandler | None, options: ConnectionOptions) -> None:

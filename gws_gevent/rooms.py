@@ -73,7 +73,10 @@ class Rooms:
 
         Raises:
             ConnectionClosed: the connection has closed.
+            TypeError: something else than a connection.
         """
+        if not hasattr(conn, "add_close_callback"):
+            raise TypeError(f"a connection joins a room as join(room, conn), and {conn!r} is none")
         if conn.closed and conn.close_info is not None:
             raise ConnectionClosed(conn.close_info)
         with self._lock:
