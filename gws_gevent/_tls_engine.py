@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Final
 
 import gevent
@@ -54,9 +55,10 @@ class Buffers:
 
 
 def _buffers_for(context: ssl.SSLContext) -> Buffers:
-    """The pair that this hub's streams share, or a new one where a callback might let others run in the middle of a handshake."""
+    """The pair that this hub's streams share, or a new one: where a callback might let others run in the middle of a handshake, and
+    where those that are shared are of the other build."""
     runtime = current()
-    if may_switch(context):
+    if may_switch(context) or type(runtime.tls_buffers) not in (Buffers, NoneType):
         return Buffers(runtime.scratch)
     if runtime.tls_buffers is None:
         runtime.tls_buffers = Buffers(runtime.scratch)

@@ -1,5 +1,5 @@
 # cython: language_level=3, annotation_typing=False, boundscheck=False, wraparound=False
-"""TLS as a stream, on top of a SocketStream.
+"""TLS as a stream, on top of a SocketStream; the plain build also on top of another TlsStream.
 
 Belongs here: moving bytes between the SSLObject and the carrier, the end of a stream. Does not belong here: the SSLObject's
 buffers and its handshake (_tls_engine.py), listening, dialling, contexts, sessions.
@@ -61,6 +61,10 @@ class TlsStream(TlsEngine):
     def wait_readable(self) -> None:
         """See PollableStream."""
         self._carrier.wait_readable()
+
+    def interrupt(self) -> None:
+        """End a wait, as that of a SocketStream does: it may carry another TlsStream."""
+        self._carrier.interrupt()
 
     def call_when_readable(self, waiter: ReadableWaiter | None) -> None:
         """See PollableStream."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -62,6 +63,8 @@ class Bridge:
         self._log = self.options.logger or logging.getLogger("gws_gevent")
         self._listeners: list[Listener] = []
         self._crossings: dict[_Crossing, None] = {}
+        # Our ends of the streams to the target that wait for its answer.
+        self._asking: set[Any] = set()
         self._admitted = 0
         self._stopping = False
         self._empty: Event | None = None
@@ -193,6 +196,7 @@ class _Crossing:
             if reader is None:
                 return
             request = parse_request(reader.head)
+            self._check_is_no_loop()
             check_may_pass(request, self._options)
             with self._bridge._admission():
                 self._cross(reader, request)
@@ -230,6 +234,12 @@ class _Crossing:
         finally:
             self._waits_for_head = False
 
+    def _check_is_no_loop(self) -> None:
+        """A target that is the bridge itself would have it ask itself, again and again, until no descriptor is left."""
+        if _place(self.peer) in self._bridge._asking:
+            self._bridge._log.error("%s: this is the bridge itself", self._bridge.target)
+            raise Refusal(508)
+
     def _cross(self, reader: HeadReader, request: Request) -> None:
         """Pass the request on, and what the target answers; carry what follows if that is an upgrade."""
         bridge = self._bridge
@@ -254,9 +264,12 @@ class _Crossing:
     def _ask(self, head: bytes) -> Answer:
         """Return the target's answer; a Refusal, 502 or 504, if there is none to be had."""
         bridge = self._bridge
+        here = None
         try:
             with within(self._options.target_timeout, gateway_timeout()):
                 self._far = bridge._dialer.dial()
+                if (here := _place(self._far.info("sockname"))) is not None:
+                    bridge._asking.add(here)
                 self._far.send_all(head)
                 return read_answer(self._far, self._options.max_response_head)
         except Refusal:
@@ -265,6 +278,8 @@ class _Crossing:
         except (TransportError, HandshakeError) as error:
             bridge._log.warning("%s: %s", bridge.target, words_of(error))
             raise bad_gateway() from error
+        finally:
+            bridge._asking.discard(here)
 
     def _pass_refusal(self, answer: Answer) -> None:
         """Pass on an answer that is no upgrade, to the end of its body."""
@@ -293,6 +308,11 @@ class _Crossing:
             self._near.shutdown_write()
             while left > 0 and (count := self._near.recv_into(buffer)):
                 left -= count
+
+
+def _place(address: Any) -> tuple[str, int] | None:
+    """An IP address and a port, by which one end's name of a connection can be told to be the other's; None for a Unix socket."""
+    return (address[0].removeprefix("::ffff:"), address[1]) if isinstance(address, tuple) else None
 
 
 def _read(stream: Stream) -> bytes:

@@ -19,12 +19,16 @@ from gevent.hub import get_hub
 from greenlet import greenlet
 
 from gws_gevent import runtime
+from gws_gevent._accel import build_of
 from gws_gevent.exceptions import WriteQueueFull
 from gws_gevent.frames import COMPRESSED, Opcode, frame_header
 
 if TYPE_CHECKING:
     from gws_gevent.connection import Connection
     from gws_gevent.extensions.deflate import Deflate
+    from gws_gevent.payloads import encode
+else:
+    encode = build_of("payloads").encode
 
 __all__ = ["Broadcaster", "PreparedMessage"]
 
@@ -54,7 +58,7 @@ class PreparedMessage:
 
     Args:
         opcode: Opcode.TEXT or Opcode.BINARY.
-        data: `str` for TEXT, bytes for BINARY.
+        data: `str`, or UTF-8 as bytes, for TEXT; bytes for BINARY.
         compress: as for `conn.write_message`; a connection that has not negotiated compression gets it as it is.
 
     Attributes:
@@ -68,13 +72,9 @@ class PreparedMessage:
     __slots__ = ("_compressed", "compress", "frame", "opcode", "payload")
 
     def __init__(self, opcode: int, data: str | bytes | bytearray | memoryview, compress: bool | None = None) -> None:
-        if not isinstance(data, str | bytes | bytearray | memoryview):
-            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
-        if opcode not in (Opcode.TEXT, Opcode.BINARY) or isinstance(data, str) != (opcode == Opcode.TEXT):
-            raise ValueError("a message is TEXT with a str or BINARY with bytes")
+        self.payload = bytes(encode(opcode, data))
         self.compress = compress
         self.opcode = Opcode(opcode)
-        self.payload = data.encode() if isinstance(data, str) else bytes(data)
         self.frame = frame_header(0x80 | opcode, len(self.payload)) + self.payload
         # Frames by the variant of compression.
         self._compressed: dict[Any, bytes] = {}
@@ -136,7 +136,7 @@ class Broadcaster:
             closed it), WriteQueueFull, MessageTooLarge. What is no connection is there with a TypeError, and no callback.
 
         Raises:
-            TypeError: a callback that is none.
+            TypeError: a callback that is none, or one connection in place of several.
         """
         run = Run(self.message, callback)
         run.write_to(conns)
@@ -164,6 +164,9 @@ class Run:
 
     def write_to(self, conns: Iterable[Connection]) -> None:
         """Write to everyone, and wait for nobody."""
+        if hasattr(conns, "queue_prepared"):
+            # It can be iterated over: that would receive.
+            raise TypeError(f"a broadcast goes to several connections, such as a list of them, not to {conns!r}")
         message, callback = self._message, self._callback
         may_wait = runtime.may_wait()
         mark: Any = None

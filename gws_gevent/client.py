@@ -23,6 +23,7 @@ from gws_gevent.extensions.permessage_deflate import offer
 from gws_gevent.frames import Side
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import judge_response, make_key, request_head
+from gws_gevent.option_names import names_options
 from gws_gevent.options import ClientOptions, options_or_default
 from gws_gevent.redirects import headers_after, is_redirect, next_url
 from gws_gevent.transports.base import Stream
@@ -41,6 +42,7 @@ __all__ = ["Client", "connect"]
 _DEFAULT = ClientOptions()
 
 
+@names_options(ClientOptions)
 def connect(
     url: str,
     handler: EventHandler | Callable[[Connection], object] | None = None,
@@ -59,9 +61,9 @@ def connect(
             such as `ws+quic://...`.
         handler: served by a greenlet of its own. None: the caller reads with `receive()` or iteration, as in
             `with connect(url) as conn: ...`.
-        ssl_context: for wss and ws+quic; None verifies against the system's authorities.
+        ssl_context: for wss, ws+quic and a proxy inside of TLS; None verifies against the system's authorities.
         server_name: name to ask for and check in the certificate, after a redirect too; None is the URL's host.
-        proxy: URL of an HTTP (CONNECT) or SOCKS5 proxy. True: as the environment says. None or False: none.
+        proxy: URL of an HTTP (CONNECT), HTTPS or SOCKS5 proxy. True: as the environment says. None or False: none.
 
     Raises:
         TypeError: an argument of another kind.

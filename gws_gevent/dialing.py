@@ -18,7 +18,6 @@ from gws_gevent.proxies import Proxy, choose_proxy
 from gws_gevent.transports.accepting import resolve
 from gws_gevent.transports.base import Dialer, DialSettings, Endpoint, Stream, as_transport_error
 from gws_gevent.transports.registry import dialer
-from gws_gevent.transports.tcp import SocketStream, TcpDialer
 from gws_gevent.urls import WebSocketUrl
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Route:
             MissingExtra: a library is not installed.
         """
         proxy = choose_proxy(url, self.proxy)
-        tunnel = None if proxy is None else Tunnel(proxy, url, options)
+        tunnel = None if proxy is None else Tunnel(proxy, url, options, self.ssl_context)
         if tunnel is not None and not url.secure:
             return tunnel
         settings = DialSettings(
@@ -73,20 +72,27 @@ def _endpoint_of(url: WebSocketUrl, options: ClientOptions) -> Endpoint:
 
 
 class Tunnel(Dialer):
-    """Opens a connection to a URL's host and port that goes through a proxy."""
+    """Opens a connection to a URL's host and port that goes through a proxy.
 
-    def __init__(self, proxy: Proxy, url: WebSocketUrl, options: ClientOptions) -> None:
+    Args:
+        ssl_context: for a proxy that is spoken to inside of TLS; None verifies against the system's authorities.
+    """
+
+    def __init__(
+        self, proxy: Proxy, url: WebSocketUrl, options: ClientOptions, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
         self.proxy = proxy
         self._host = url.host.partition("%")[0]
         self._port = url.port
         self._limit = options.max_response_head
-        self._carrier = TcpDialer(Endpoint("tcp", proxy.host, proxy.port), DialSettings(no_delay=options.no_delay))
-        self._ask: Callable[[SocketStream], None] = self._connect
-        if proxy.scheme != "http":
+        endpoint = Endpoint("tls" if proxy.scheme == "https" else "tcp", proxy.host, proxy.port)
+        self._carrier = dialer(endpoint, DialSettings(no_delay=options.no_delay, ssl_context=ssl_context))
+        self._ask: Callable[[Stream], None] = self._connect
+        if proxy.scheme not in ("http", "https"):
             _python_socks()  # said before anything is sent
             self._ask = self._socks
 
-    def dial(self) -> SocketStream:
+    def dial(self) -> Stream:
         """Return the stream to the server; a ProxyError if there is none to be had. See Dialer."""
         try:
             stream = self._carrier.dial()
@@ -103,7 +109,7 @@ class Tunnel(Dialer):
                 raise ProxyError(said, error_number=error.errno) from error
             raise
 
-    def _connect(self, stream: SocketStream) -> None:
+    def _connect(self, stream: Stream) -> None:
         place = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
         head = f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n"
         if self.proxy.authorization is not None:
@@ -121,7 +127,7 @@ class Tunnel(Dialer):
         if answer.rest:
             raise ProxyError(f"the proxy {self.proxy} sent {len(answer.rest)} bytes before the server was asked anything")
 
-    def _socks(self, stream: SocketStream) -> None:
+    def _socks(self, stream: Stream) -> None:
         proxy, library = self.proxy, _python_socks()
         client = library.sync.Proxy(
             library.ProxyType.SOCKS5, proxy.host, proxy.port, proxy.username, proxy.password, True, forward=_Connected(stream)

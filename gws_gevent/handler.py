@@ -5,9 +5,10 @@ Belongs here: what a user overrides, and how a plain function becomes a handler.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
 from gws_gevent._accel import build_of
 
@@ -21,13 +22,25 @@ else:
 
 __all__ = ["EventHandler", "Message"]
 
+#: Flags of the code of a function whose call runs nothing of it.
+_LAZY: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
 
 class EventHandler:
     """Override what you need. Every method runs in the connection's own greenlet and may block; see also `parallel`.
 
     One handler serves many connections: what belongs to one of them goes into `conn.session`. An exception ends the
     connection with 1011 and is logged.
+
+    A subclass with a method that is a coroutine or generator function is a TypeError: nobody would await what its call returns.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("on_open", "on_message", "on_ping", "on_pong", "on_close"):
+            method = cls.__dict__.get(name)
+            if isinstance(method, FunctionType) and method.__code__.co_flags & _LAZY:
+                raise TypeError(f"{method.__qualname__} must be a plain method: nobody awaits what its call returns")
 
     def on_open(self, conn: Connection) -> None:
         """The connection is open: the first thing in its read loop."""
@@ -60,27 +73,35 @@ def as_handler(handler: Any) -> EventHandler:
     """Return an EventHandler for one, or for a function that takes a connection.
 
     Raises:
-        TypeError: neither, or one that is written for asyncio.
+        TypeError: neither.
     """
     if isinstance(handler, EventHandler):
-        for name in _METHODS:
-            _refuse_coroutines(getattr(handler, name))
         return handler
     if isinstance(handler, type) and issubclass(handler, EventHandler):
         raise TypeError(f"a handler is an instance: {handler.__name__}(), not {handler.__name__}")
-    if callable(handler):
-        _refuse_coroutines(handler)
-        return FunctionHandler(handler)
-    raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")
+    if not callable(handler):
+        raise TypeError(f"a handler is an EventHandler or a function that takes a connection, not {handler!r}")
+    _check_function(handler)
+    return FunctionHandler(handler)
 
 
-_METHODS = ("on_open", "on_message", "on_ping", "on_pong", "on_close")
-
-
-def _refuse_coroutines(function: Any) -> None:
-    """Nobody would await what it returns, and the handler would seem to do nothing."""
-    if iscoroutinefunction(function):
-        raise TypeError(f"a handler is written without async: gevent awaits nothing, so {function.__qualname__} would never run")
+def _check_function(function: Any) -> None:
+    """Raise TypeError for what would fail, or do nothing, only when a connection is there."""
+    code = function.__code__ if type(function) is FunctionType else None
+    if code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount and not code.co_flags & _LAZY:
+        return  # the usual one: `on_request` may make one for each connection, and a signature takes its time
+    name = getattr(function, "__qualname__", None) or repr(function)
+    for called in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(f"a handler is a plain function, and {name} is a coroutine function")
+        if inspect.isgeneratorfunction(called):
+            raise TypeError(f"a handler is a plain function, and {name} is a generator function, whose call runs nothing")
+    try:
+        inspect.signature(function).bind(None)
+    except ValueError:
+        pass  # some that are written in C do not tell what they take: it will show
+    except TypeError as error:
+        raise TypeError(f"a handler is called with one argument, the connection, which {name} does not take: {error}") from None
 
 
 def refuse_parking(handler: EventHandler | None, options: ConnectionOptions) -> None:

@@ -13,7 +13,9 @@ import reprlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from gws_gevent.option_names import refuse_unknown
 
 if TYPE_CHECKING:
     from gws_gevent.handshake import Request
@@ -91,9 +93,13 @@ def _check_flag(value: Any, _meta: Mapping[str, Any]) -> str | None:
 
 
 class _Checked:
-    """Runs each field's check after construction."""
+    """Names the option that was meant by one that does not exist, and runs each field's check after construction."""
 
     __slots__ = ()
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        refuse_unknown(cls, given)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]
@@ -294,7 +300,7 @@ class ClientOptions(ConnectionOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WsgiSettings:
+class WsgiSettings(_Checked):
     """How the WSGI app of a Server is served, beside what ServerOptions says."""
 
     log: Any = field(default_factory=lambda: logging.getLogger("gws_gevent.access"))

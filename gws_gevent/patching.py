@@ -85,12 +85,15 @@ def early_imports() -> list[EarlyImport]:
     found: dict[tuple[str, str], list[str]] = {}
     seen: set[int] = set()
     # Something else than a module stands there at times, and a module under more names than one: under its own it comes first.
-    modules = [(name, module) for name, module in sys.modules.items() if isinstance(module, ModuleType)]
-    for name, module in sorted(modules, key=lambda pair: (pair[1].__name__ != pair[0], pair[0])):
-        if name.partition(".")[0] in _EXEMPT or id(module) in seen:
+    # A module's attributes are not asked for: one that is loaded lazily would be loaded by that.
+    modules = [
+        (name, id(module), _attributes(module)) for name, module in sys.modules.items() if issubclass(type(module), ModuleType)
+    ]
+    for name, identity, attributes in sorted(modules, key=lambda one: (one[2].get("__name__") != one[0], one[0])):
+        if name.partition(".")[0] in _EXEMPT or identity in seen:
             continue
-        seen.add(id(module))
-        for where, consequence in originals.kept_by(module):
+        seen.add(identity)
+        for where, consequence in originals.kept_by(attributes):
             found.setdefault((name, consequence), []).append(where)
     result = [EarlyImport(module, tuple(names), consequence) for (module, consequence), names in found.items()]
     return sorted(result, key=lambda one: one.module)
@@ -118,14 +121,14 @@ def patch_all(logger: logging.Logger | logging.LoggerAdapter[Any] | None = None,
 
 
 class _Originals:
-    """The originals in one view of the process, to compare others with by identity."""
+    """The originals in one view of the process, to compare others with by identity: not every class has a hash."""
 
     def __init__(self) -> None:
         everything = not monkey.is_anything_patched()
         self._by_id: dict[int, str] = {}
         # By type, for what somebody has made of them.
-        self._types: dict[type, str] = {}
-        self._replacements: set[Any] = set()
+        self._types: dict[int, str] = {}
+        self._replacements: set[int] = set()
         # Keeps alive what the ids are of.
         self._kept: list[Any] = []
         for (module, name), consequence in _CONSEQUENCES.items():
@@ -136,30 +139,31 @@ class _Originals:
                 continue
             self._kept.append(original)
             if original is not now:
-                self._replacements.add(now)
+                self._replacements.add(id(now))
             self._by_id[id(original)] = consequence
             if isinstance(original, type):
-                self._types[original] = consequence
+                self._types[id(original)] = consequence
             elif consequence is _LOCK:
-                self._types[type(original())] = consequence
+                self._types[id(type(original()))] = consequence
 
-    def kept_by(self, module: ModuleType) -> Iterator[tuple[str, str]]:
-        """(where, consequence) of each original that a module keeps."""
-        for name, value in list(vars(module).items()):
+    def kept_by(self, module: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """(where, consequence) of each original that a module with these attributes keeps."""
+        for name, value in module.items():
             consequence = self._judge(value)
             if consequence is not None:
                 yield name, consequence
             # By its type: `isinstance` asks the object for its __class__, and one that stands for another, such as Django's
             # settings, is set up by that.
             elif issubclass(type(value), type):
-                if value.__module__ == module.__name__:
+                if value.__module__ == module.get("__name__"):
                     yield from self._kept_by_class(name, value)
             elif not issubclass(type(value), ModuleType | FunctionType):
                 yield from self._kept_by_object(name, value)
 
     def _kept_by_class(self, name: str, kind: type) -> Iterator[tuple[str, str]]:
         # What replaces an original may be derived from it.
-        base = next((base for base in kind.__mro__[1:] if base in self._types or base in self._replacements), None)
+        bases = map(id, kind.__mro__[1:])
+        base = next((base for base in bases if base in self._types or base in self._replacements), 0)
         if base in self._types:
             yield f"class {name}", self._types[base]
         for attribute, value in list(vars(kind).items()):
@@ -176,13 +180,13 @@ class _Originals:
                 yield from self._kept_by_object(f"{name}.{attribute}", inner, depth - 1)
 
     def _judge(self, value: Any) -> str | None:
-        return self._by_id.get(id(value)) or self._types.get(type(value))
+        return self._by_id.get(id(value)) or self._types.get(id(type(value)))
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """An object's own attributes, without running code of its class."""
+    """An object's own attributes, without running code of its class, unless that has a `__dict__` of its own making."""
     try:
         found = object.__getattribute__(value, "__dict__")
-    except AttributeError:
+    except Exception:  # whatever that raises
         return {}
     return dict(found) if type(found) is dict else {}

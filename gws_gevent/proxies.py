@@ -1,6 +1,6 @@
 """Which proxy a connection goes through: URLs of proxies, the environment, its exceptions.
 
-Belongs here: the decision. Does not belong here: speaking to a proxy (tunnels.py).
+Belongs here: the decision. Does not belong here: speaking to a proxy (dialing.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gws_gevent.urls import WebSocketUrl, parse_url
 __all__ = ["Proxy", "choose_proxy", "parse_proxy"]
 
 #: Schemes of proxies, with the port of a URL that has none. With socks5 names are resolved here, with socks5h by the proxy.
-_PORTS: Final = {"http": 80, "socks5": 1080, "socks5h": 1080}
+_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 #: What some desktops write.
 _ALIASES: Final = {"socks": "socks5h"}
 #: Variables by the URL's scheme, the first that is set counts: as curl has them.
@@ -28,7 +28,7 @@ _VARIABLES: Final = {
     "wss": ("wss_proxy", "https_proxy", "socks_proxy", "all_proxy"),
 }
 _HAS_PORT = re.compile(r":[0-9]+$")
-_FORMS: Final = "http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT"
+_FORMS: Final = "http://HOST:PORT, https://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Proxy:
     """A proxy's URL in its parts.
 
     Attributes:
-        scheme: "http" (CONNECT), "socks5" (names are resolved here) or "socks5h" (names are resolved by the proxy).
+        scheme: "http" (CONNECT), "https" (the same inside of TLS), "socks5" (names are resolved here) or "socks5h" (names are
+            resolved by the proxy).
         host: in ASCII and lower case, without brackets.
         username: decoded, or None.
         password: decoded, or None; left out of the repr.

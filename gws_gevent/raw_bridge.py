@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import MutableMapping
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class RawBridge(Server):
     """Carries the payload of binary messages to a connection of its own to the target, and back. Text is refused (1003).
 
     The target is reached before the opening handshake is answered: 502 if it is down, 504 if it does not answer in time. The end of
-    the target's stream closes the WebSocket with 1000, its failure with 1014.
+    the target's stream closes the WebSocket with 1000, its failure with 1014. When the client has closed, the target reads an
+    end behind the last byte, and has `close_timeout` to end as well.
 
     Args:
         target: an endpoint, such as `"tcp://127.0.0.1:5900"` or `"unix:/run/app.sock"`.
@@ -65,7 +67,7 @@ class RawBridge(Server):
         #: Streams to the target by the greenlets whose connections have yet to be opened.
         self._dialled: dict[greenlet, Stream] = {}
         limits = LinkLimits(given.idle_timeout, given.write_timeout, given.close_timeout)
-        super().__init__(_RawHandler(self._dialled, limits), self._server_options(given))
+        super().__init__(_RawHandler(self, limits), self._server_options(given))
 
     def _server_options(self, given: BridgeOptions) -> ServerOptions:
         return ServerOptions(
@@ -97,6 +99,11 @@ class RawBridge(Server):
     def _warn(self, text: str, *args: object) -> None:
         log = self.options.logger or logging.getLogger("gws_gevent")
         log.warning(f"%s: {text}", self.target, *args)
+
+    @property
+    def stopping(self) -> bool:
+        """True from `stop` to the next `start`."""
+        return self._service is not None and self._service.stopping
 
     def _new_service(self) -> ServerService:
         return _RawService(self, self._handler, self.options, self._tell)
@@ -131,13 +138,13 @@ class _RawService(ServerService):
 class _RawHandler(EventHandler):
     """One for all connections of a bridge."""
 
-    def __init__(self, dialled: dict[greenlet, Stream], limits: LinkLimits) -> None:
-        self._dialled = dialled
+    def __init__(self, bridge: RawBridge, limits: LinkLimits) -> None:
+        self._bridge = bridge
         self._limits = limits
         self._links: dict[Connection, _RawLink] = {}
 
     def on_open(self, conn: Connection) -> None:
-        self._links[conn] = _RawLink(conn, self._dialled.pop(getcurrent()), self._limits)
+        self._links[conn] = _RawLink(conn, self._bridge._dialled.pop(getcurrent()), self._limits)
 
     def on_message(self, conn: Connection, message: Message) -> None:
         if message.opcode is not Opcode.BINARY:
@@ -146,13 +153,13 @@ class _RawHandler(EventHandler):
             self._links[conn].send(message.data)
 
     def on_close(self, conn: Connection, info: CloseInfo) -> None:
-        self._links.pop(conn).end()
+        self._links.pop(conn).end(in_order=info.clean and not self._bridge.stopping)
 
 
 class _RawLink(Timed):
     """A WebSocket connection and the stream that its messages are carried to."""
 
-    __slots__ = ("_blocked", "_conn", "_far", "_limits", "_reader", "_touched", "_wheel")
+    __slots__ = ("_blocked", "_closes_at", "_conn", "_far", "_limits", "_reader", "_touched", "_wheel")
 
     def __init__(self, conn: Connection, far: Stream, limits: LinkLimits) -> None:
         super().__init__()
@@ -163,6 +170,8 @@ class _RawLink(Timed):
         self._touched = monotonic()
         # When `send` began to wait for the target; 0.0: it does not.
         self._blocked = 0.0
+        # The WebSocket has closed, and the target has until then to end as well; 0.0: it is open.
+        self._closes_at = 0.0
         self._wheel.schedule(self, self._next_deadline())
         self._reader = gevent.spawn(self._carry_back)
 
@@ -196,19 +205,42 @@ class _RawLink(Timed):
             except TransportError:
                 self._fail()
             except ConnectionClosed:
-                pass  # on_close comes
+                self._drop_what_comes(room)
+
+    def _drop_what_comes(self, room: memoryview) -> None:
+        """Unread, it would reset the connection when that is closed, and what the target has yet to read would be lost."""
+        turns, before = Turns(), monotonic()
+        with suppress(TransportError):
+            while self._far.recv_into(room):
+                turns.carried(before)
+                before = monotonic()
 
     def _fail(self) -> None:
         self._conn.write_close(CloseCode.BAD_GATEWAY, "the server behind this bridge failed")
 
-    def end(self) -> None:
-        """The WebSocket has closed."""
-        self._wheel.cancel(self)
-        self._far.close()
-        if getcurrent() is not self._reader:
-            self._reader.join()
+    def end(self, in_order: bool) -> None:
+        """The WebSocket has closed, and so does the stream to the target.
+
+        Args:
+            in_order: behind the last byte for the target, and when that has ended as well or had its time. False: at once.
+        """
+        try:
+            if in_order and not self._blocked:
+                self._closes_at = monotonic() + self._limits.close
+                self._wheel.schedule(self, self._closes_at)
+                with suppress(TransportError):
+                    self._far.shutdown_write()
+            else:
+                self._far.close()
+            if getcurrent() is not self._reader:
+                self._reader.join()
+        finally:
+            self._wheel.cancel(self)
+            self._far.close()
 
     def _next_deadline(self) -> float:
+        if self._closes_at:
+            return self._closes_at
         idle = self._touched + self._limits.idle
         return min(idle, self._blocked + self._limits.write) if self._blocked else idle
 
@@ -216,7 +248,9 @@ class _RawLink(Timed):
         due = self._next_deadline()
         if due > now:
             return due
-        if self._blocked and now - self._blocked >= self._limits.write:
+        if self._closes_at:
+            self._far.close()
+        elif self._blocked and now - self._blocked >= self._limits.write:
             self._far.abort()  # `send` hears of it
         else:
             self._conn.write_close(CloseCode.GOING_AWAY, "idle")

@@ -26,6 +26,7 @@ from gws_gevent.client import shared_client
 from gws_gevent.dialing import Route
 from gws_gevent.exceptions import EndpointError, GwsError, HandshakeRefused, MissingExtra, ProxyError, ReconnectFailed
 from gws_gevent.handler import EventHandler, as_handler, refuse_parking
+from gws_gevent.option_names import names_options
 from gws_gevent.options import ClientOptions, options_or_default
 from gws_gevent.urls import parse_url
 
@@ -87,6 +88,7 @@ class Reconnect:
         "failure",
     )
 
+    @names_options(ClientOptions)
     def __init__(
         self,
         url: str,
@@ -281,7 +283,8 @@ class Reconnect:
             raise self.failure
         self._wait_longer()
         self._pause += _retry_after(error)
-        self._log(logging.INFO, "%s: %s; next attempt in %.1f s", self._shown, error, self._pause)
+        words = error.strerror if isinstance(error, OSError) and error.strerror else error  # without the errno in front
+        self._log(logging.INFO, "%s: %s; next attempt in %.1f s", self._shown, words, self._pause)
 
     def _wait_longer(self) -> None:
         bound = min(self._max_delay, self._first_delay * 2**self._doublings)

@@ -73,10 +73,10 @@ class Rooms:
 
         Raises:
             ConnectionClosed: the connection has closed.
-            TypeError: `conn` is no connection.
+            TypeError: something else than a connection.
         """
-        if not hasattr(conn, "add_close_callback"):  # most likely the two were swapped
-            raise TypeError(f"join(room, conn): a room is for connections, {conn!r} is none")
+        if not hasattr(conn, "add_close_callback"):
+            raise TypeError(f"a connection joins a room as join(room, conn), and {conn!r} is none")
         if conn.closed and conn.close_info is not None:
             raise ConnectionClosed(conn.close_info)
         with self._lock:

@@ -23,6 +23,7 @@ from gws_gevent.handler import EventHandler, as_handler, refuse_parking
 from gws_gevent.handshake import Response
 from gws_gevent.http_head import Request
 from gws_gevent.opening import Front, ServerService
+from gws_gevent.option_names import names_options
 from gws_gevent.options import ServerOptions, WsgiSettings, options_or_default
 from gws_gevent.transports.base import Endpoint, EndpointLike, Listener, ListenSettings, Stream, TlsFiles
 from gws_gevent.transports.registry import listen, listen_on_socket
@@ -58,6 +59,7 @@ class Server:
         ValueError: `park_after` with a function.
     """
 
+    @names_options(ServerOptions)
     def __init__(
         self,
         handler: EventHandler | Callable[[Connection], object] | None = None,
@@ -282,6 +284,7 @@ class Server:
         self.stop()
 
 
+@names_options(ServerOptions)
 def serve(
     handler: EventHandler | Callable[[Connection], object], *endpoints: EndpointLike, options: ServerOptions | None = None
 ) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from gws_gevent.exceptions import EndpointError
 
-__all__ = ["WebSocketUrl", "parse_url"]
+__all__ = ["WebSocketUrl", "parse_url", "without_login"]
 
 #: Transports that are always encrypted, whatever the URL says: `ws+quic` and `wss+quic` are the same.
 _ENCRYPTED = frozenset({"quic", "h3"})
@@ -108,6 +108,16 @@ def parse_url(url: str) -> WebSocketUrl:
     if port is None:
         port = 443 if _is_secure(scheme) else 80
     return WebSocketUrl(scheme, host, port, "", _target(parts[4]), username, password)
+
+
+def without_login(url: str) -> str:
+    """Return a URL as it may be shown and kept: without the user name and the password.
+
+    Examples:
+        >>> without_login("ws://anna:secret@example.org/@home")
+        'ws://...@example.org/@home'
+    """
+    return re.sub(r"//[^/?]*@", "//...@", url)
 
 
 def _is_secure(scheme: str) -> bool:

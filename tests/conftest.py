@@ -29,6 +29,14 @@ DESCRIPTORS = "/proc/self/fd"
 FAILED = pytest.StashKey[bool]()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes is slow as well: an `-m` on the command line takes the place of `-m "not soak"` in pyproject.toml."""
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker("slow")
+
+
 def pytest_collection_finish() -> None:
     _make_what_lasts()
 

@@ -35,7 +35,7 @@ class Between:
 
 
 @contextmanager
-def _running(serve: Callable[[Any, Between], object]) -> Iterator[Between]:
+def _running(serve: Callable[[Any, Between], object], **tls: Any) -> Iterator[Between]:
     between = Between("")
 
     def handle(sock: Any, _address: Any) -> None:
@@ -44,7 +44,7 @@ def _running(serve: Callable[[Any, Between], object]) -> Iterator[Between]:
         except OSError:
             pass
 
-    server = StreamServer(("127.0.0.1", 0), handle)
+    server = StreamServer(("127.0.0.1", 0), handle, **tls)
     server.start()
     between.place = f"127.0.0.1:{server.server_port}"
     try:
@@ -54,13 +54,16 @@ def _running(serve: Callable[[Any, Between], object]) -> Iterator[Between]:
 
 
 @contextmanager
-def http_proxy(fault: Fault | None = None, login: str | None = None, say: bytes = b"") -> Iterator[Between]:
+def http_proxy(
+    fault: Fault | None = None, login: str | None = None, say: bytes = b"", ssl_context: Any = None
+) -> Iterator[Between]:
     """Run a proxy that knows CONNECT.
 
     Args:
         fault: what it does once it has been asked, instead of connecting.
         login: the Proxy-Authorization without which it answers 407.
         say: headers and more behind the status line of its 200.
+        ssl_context: speak TLS with this.
     """
 
     def serve(sock: Any, between: Between) -> None:
@@ -76,7 +79,7 @@ def http_proxy(fault: Fault | None = None, login: str | None = None, say: bytes 
                 sock.sendall(b"HTTP/1.1 200 Here you are\r\n" + say + b"\r\n")
                 _pump(sock, there)
 
-    with _running(serve) as between:
+    with _running(serve, **({"ssl_context": ssl_context} if ssl_context is not None else {})) as between:
         yield between
 
 

@@ -258,6 +258,19 @@ def test_what_is_no_handshake_does_not_reach_the_target(sent: bytes, status: int
     assert reached == []
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "", "[::1]"])
+def test_a_bridge_to_itself_is_a_508(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with bridged(f"tcp://{host or 'localhost'}:{port}", f"tcp://{host}:{port}") as bridge:
+        for _ in range(2):
+            with pytest.raises(HandshakeRefused) as caught:
+                connect(f"ws://{host or '127.0.0.1'}:{port}/")
+            assert caught.value.status == 508
+        wait_until(lambda: bridge.connections == 0)
+        assert not bridge._asking
+    assert caplog.text.count("this is the bridge itself") == 2
+
+
 def test_a_target_that_is_down_is_a_502() -> None:
     with bridged(f"tcp://127.0.0.1:{free_port()}") as bridge, pytest.raises(HandshakeRefused) as caught:
         connect(url_of(bridge))

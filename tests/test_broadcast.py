@@ -216,10 +216,31 @@ def test_connections_of_clients_get_frames_with_keys_of_their_own() -> None:
         wait_until(lambda: all(handler.messages == ["to the servers"] for handler in handlers))
 
 
-@pytest.mark.parametrize(("opcode", "data"), [(TEXT, b"x"), (BINARY, "x"), (Opcode.PING, b""), (3, b"")])
-def test_what_is_no_message_is_refused_at_once(opcode: int, data: Any) -> None:
-    with pytest.raises(ValueError, match="TEXT with a str or BINARY with bytes"):
+@pytest.mark.parametrize(
+    ("opcode", "data", "error", "said"),
+    [
+        (TEXT, b"\xff", UnicodeDecodeError, "invalid start byte"),
+        (TEXT, 5, TypeError, "a TEXT message is str or UTF-8 in bytes, not int"),
+        (BINARY, "x", TypeError, "a BINARY message is bytes, not str"),
+        (Opcode.PING, b"", ValueError, "a message is TEXT or BINARY"),
+        (3, b"", ValueError, "a message is TEXT or BINARY, not 3"),
+    ],
+)
+def test_what_is_no_message_is_refused_at_once(opcode: int, data: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
         Broadcaster(opcode, data)
+
+
+def test_text_may_be_given_as_utf8_as_to_every_other_writer() -> None:
+    with pairs(1) as all_pairs:
+        assert Broadcaster(TEXT, "\u00e4".encode()).broadcast([all_pairs[0].server]) == {}
+        assert all_pairs[0].client.receive(timeout=5) == "\u00e4"
+
+
+def test_one_connection_in_place_of_several_is_refused() -> None:
+    # It can be iterated over, and would wait for messages.
+    with pairs(1) as all_pairs, pytest.raises(TypeError, match="a broadcast goes to several connections, such as a list of them"):
+        Broadcaster(TEXT, "x").broadcast(all_pairs[0].server)
 
 
 def test_nobody() -> None:

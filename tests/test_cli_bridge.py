@@ -149,6 +149,8 @@ LISTEN = ["--listen", ANY_PORT]
         (["--listen", "unix:/no/such/folder/s", *TO], "listen on unix:/no/such/folder/s: No such file or directory"),
         (["--listen", "tls://:0", *TO], "--listen tls://:0: needs --cert"),
         ([*LISTEN, "--to", ":3001"], "--to :3001: a host and a port are needed"),
+        (["--listen", "127.0.0.1:1", *TO], "--to tcp://127.0.0.1:1: is where the bridge itself listens"),
+        (["--listen", "unix:/run/x?mode=600", "--to", "unix:/run/x"], "--to unix:/run/x: is where the bridge itself listens"),
         ([*LISTEN, "--to", "ftp://a:1"], "--to ftp://a:1: no transport serves 'ftp'"),
         ([*LISTEN, "--to", "ws://a:1"], "--to 'ws://a:1': an endpoint begins with tcp://, not ws://"),
         ([*LISTEN, "--to", "memory:x"], "--to memory:x: memory stays inside of one process"),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pty
+import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import gevent
 import gevent.socket
+import gevent.ssl
 import pytest
 import trustme
 
@@ -29,6 +35,7 @@ from gws_gevent import (
     Server,
     ServerOptions,
 )
+from gws_gevent.cli.connect import add_arguments
 from gws_gevent.transports.base import ListenSettings, TlsFiles
 from tests.proxies import http_proxy, socks_proxy
 from tests.support import ROOT, Finished, free_port, run_program, wait_until
@@ -36,6 +43,14 @@ from tests.support import ROOT, Finished, free_port, run_program, wait_until
 pytestmark = pytest.mark.slow
 
 CONNECT = [sys.executable, "-m", "gws_gevent", "connect"]
+
+
+def close_at_once(how: list[str], conn: Connection) -> None:
+    if how:
+        conn.close(int(how[0]), unquote(how[1]) if how[1:] else "")
+    else:
+        conn.stream.send_all(b"\x88\x00")
+        conn.close()
 
 
 class Recorder(EventHandler):
@@ -55,6 +70,9 @@ class Recorder(EventHandler):
             conn.abort()
         elif message.data == "close":
             conn.write_close(4001, "go away")
+        elif message.data == "close behind":
+            conn.send("bye")
+            conn.write_close(4001)
         elif message.data == "binary":
             conn.send(b"\x00\xff")
         elif message.data == "ping":
@@ -72,9 +90,11 @@ class Recorder(EventHandler):
     def on_close(self, conn: Connection, info: CloseInfo) -> None:
         self.closed.append(info)
 
-    def route(self, request: Request) -> EventHandler | Response | None:
+    def route(self, request: Request) -> EventHandler | Callable[[Connection], object] | Response | None:
         if request.path == "/secret":
             raise Refusal(401, "Who are you?\n")
+        if request.path.startswith("/close"):
+            return partial(close_at_once, request.path.split("/")[2:])
         if request.path == "/page":
             return Response(200, "<!DOCTYPE html>\n")
         return self
@@ -207,8 +227,48 @@ def test_an_output_that_cannot_be_written_ends_the_connection(running: Running) 
     assert running.seen.closed[0].clean
 
 
-def test_a_clean_close_by_the_server_is_success(running: Running) -> None:
-    assert run_connect(running.url, "--wait", "inf", stdin="close\n") == (0, "", "")
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/close/1000", 0, "the server closed with 1000\n"),
+        ("/close/1001/going", 0, "the server closed with 1001 going\n"),
+        ("/close", 0, "the server closed with no code\n"),
+        ("/close/1011", 1, "the server closed with 1011\n"),
+        ("/close/4001/go%1b[31m", 1, "the server closed with 4001 go\\x1b[31m\n"),
+    ],
+)
+def test_how_the_server_closed_is_told_and_what_was_in_order_is_success(
+    running: Running, path: str, status: int, said: str
+) -> None:
+    url = running.url + path
+    assert_one_line(run_connect(url, "--wait", "inf"), status, f"gws-gevent: {url}: {said}")
+    assert_one_line(run_connect(url, "--once"), 1, said.replace("\n", " before a message came\n"))
+
+
+@pytest.mark.parametrize("first", [b"", b"a line\n"])
+def test_a_server_that_closes_before_the_end_of_the_input_is_a_failure(running: Running, first: bytes) -> None:
+    process = subprocess.Popen(
+        [*CONNECT, running.url], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    try:
+        process.stdin.write(first)
+        process.stdin.flush()
+        wait_until(lambda: running.seen.received if first else running.seen.requests, 20)
+        gevent.spawn(running.server.stop).join()
+        assert wait_for_end(process) == 1
+        said = f"gws-gevent: {running.url}: the server closed with 1001 before the end of the input\n"
+        assert process.stderr.read().decode() == said
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stderr.close()
+
+
+def test_a_server_that_closes_behind_the_one_message_does_no_harm(running: Running) -> None:
+    assert run_connect(running.url, "--once", stdin="close behind\n") == (0, "bye\n", "")
 
 
 def test_another_end_is_a_failure(running: Running) -> None:
@@ -336,6 +396,13 @@ def test_a_refusal_is_told_with_its_text(running: Running) -> None:
     assert_one_line(run_connect(f"{running.url}/secret"), 2, "/secret: the server answered 401 instead of 101: Who are you?\n")
 
 
+def test_a_login_is_not_shown(running: Running) -> None:
+    url = running.url.replace("//", "//anna:secret@")
+    for finished in (run_connect(f"{url}/secret"), run_connect(f"{url}/close/4000"), run_connect(url, "--insecure")):
+        assert "secret@" not in finished.errors
+        assert "//...@127.0.0.1" in finished.errors
+
+
 def test_a_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     assert_one_line(run_connect(f"ws://127.0.0.1:{free_port()}/"), 2, "Connection refused")
     assert_one_line(run_connect(f"ws+unix:{tmp_path}/none.sock:/"), 2, "No such file or directory")
@@ -383,7 +450,8 @@ def test_an_interrupt_ends_the_opening_handshake() -> None:
         (["ws://127.0.0.1/", "--wait", "-1"], "argument --wait: '-1' is not a number of seconds, nor inf"),
         (["ws://127.0.0.1/", "--insecure"], "--insecure: ws://127.0.0.1/ uses no TLS"),
         (["wss://127.0.0.1/", "--ca", "/no/such/file"], "/no/such/file: No such file or directory"),
-        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "a proxy is http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT, not"),
+        (["ws://127.0.0.1/", "--proxy", "ftp://x"], "a proxy is http://HOST:PORT, https://HOST:PORT, socks5"),
+        (["ws://127.0.0.1/", "--proxy", "socks4://x"], "socks5h://HOST:PORT, not socks4"),
         (["ws+unix:/x", "--proxy", "http://x"], "ws+unix does not go through proxies"),
         (["ws://127.0.0.1/", "--proxy", "ftp://x", "--reconnect"], "a proxy is http://HOST:PORT"),
         (["wss://127.0.0.1/", "--ca", "x", "--insecure"], "--insecure and --ca exclude each other"),
@@ -401,6 +469,18 @@ def test_through_a_proxy(running: Running, kind: str) -> None:
     with (http_proxy if kind == "http" else socks_proxy)() as between:
         assert run_connect(running.url, "--once", "--proxy", f"{kind}://{between.place}", stdin="hi\n") == (0, "hi\n", "")
         assert len(between.heads) == 1
+
+
+def test_through_a_proxy_inside_of_tls(running: Running, tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    with http_proxy(ssl_context=context) as between:
+        args = (running.url, "--once", "--proxy", f"https://{between.place}")
+        assert run_connect(*args, "--ca", str(tmp_path / "ca.pem"), stdin="hi\n") == (0, "hi\n", "")
+        assert_one_line(run_connect(*args), 2, f"the proxy https://{between.place} cannot be reached: ", "certificate")
 
 
 def test_the_environments_proxy_and_none(running: Running) -> None:
@@ -448,7 +528,8 @@ def test_a_line_waits_for_the_server() -> None:
         process.stdin.write(b"hi\n")
         process.stdin.close()
         os.set_blocking(process.stderr.fileno(), False)
-        wait_until(lambda: b"next attempt in" in (process.stderr.read() or b""), 20)  # type: ignore[union-attr]
+        told = rb"ws://127\.0\.0\.1:\d+: connect to tcp:\S+: Connection refused; next attempt in"
+        wait_until(lambda: re.search(told, process.stderr.read() or b""), 20)  # type: ignore[union-attr]
         with run_server(f"127.0.0.1:{port}"):
             assert wait_for_end(process) == 0
             assert process.stdout.read() == b"hi\n"
@@ -521,7 +602,7 @@ def test_a_person_sees_messages_pings_and_the_close(running: Running) -> None:
         person.wait_for("< \\x1b[31mred\\x07\r\n")
         person.type("close\n")
         person.wait_for("closed: server said 4001 go away\r\n")
-        assert person.end() == 0
+        assert person.end() == 1
 
 
 def test_end_of_file_on_a_terminal_closes_at_once(running: Running) -> None:
@@ -583,3 +664,16 @@ def test_an_interrupt_ends_a_pause(running: Running) -> None:
         person.process.send_signal(signal.SIGINT)
         person.wait_for("closed: ")
         assert person.end() in (0, 1)
+
+
+# The page
+
+
+def test_the_page_has_every_argument_with_its_default() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    table = page[page.index("\n## connect") : page.index("| exit status |")]
+    assert set(re.findall(r"`(--\w+)", table)) == {flag for action in parser._actions for flag in action.option_strings}
+    for flag in ("wait", "timeout"):
+        assert f"| `--{flag} SECONDS` | {parser.get_default(flag):g} |" in table

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.ssl
 import pytest
 import trustme
 
@@ -19,6 +23,7 @@ from gws_gevent import (
     EndpointError,
     ListenSettings,
     MissingExtra,
+    Opcode,
     ProxyError,
     Server,
     TlsFiles,
@@ -98,6 +103,65 @@ def test_tls_inside_of_a_tunnel(kind: str, tmp_path: Path) -> None:
         with pytest.raises(TransportError, match="certificate"):
             connect(url, ssl_context=context, proxy=proxy)
         assert len(between.heads) == 3
+
+
+@dataclass
+class Certified:
+    """What is needed to speak TLS as 127.0.0.1, and to trust it."""
+
+    files: TlsFiles
+    server: Any
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
+    folder = tmp_path_factory.mktemp("certified")
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
+    issued.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
+    files = TlsFiles(str(folder / "both.pem"))
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # the standard library's would block the hub
+    context.load_cert_chain(files.cert)
+    return Certified(files, context, client_context(str(folder / "ca.pem")))
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
+def test_a_proxy_that_is_spoken_to_inside_of_tls(secure: bool, certified: Certified) -> None:
+    login = "Basic " + b64encode(b"anna:secret").decode()
+    with Server(EchoHandler()) as server, http_proxy(login=login, ssl_context=certified.server) as between:
+        server.start("tls://127.0.0.1:0" if secure else "127.0.0.1:0", settings=ListenSettings(tls=certified.files))
+        url = server.address.replace("tls:", "wss:").replace("tcp:", "ws:")
+        for _ in range(3):
+            with connect(url, ssl_context=certified.client, proxy=f"https://anna:secret@{between.place}") as conn:
+                assert conn.stream.info("peername")[1] == int(between.place.rpartition(":")[2])
+                for size in (5, 3_000_000):  # more than both TLS layers and the sockets take at once
+                    conn.send(b"x" * size)
+                    assert conn.receive(timeout=10) == b"x" * size
+                # The connection of a reader that is slow: what does not fit waits in both layers.
+                for _ in range(20):
+                    conn.write_async(Opcode.BINARY, b"y" * 40_000)
+                assert [len(conn.receive(timeout=10)) for _ in range(20)] == [40_000] * 20
+        conn = connect(url, ssl_context=certified.client, proxy=f"https://anna:secret@{between.place}")
+        conn.send(b"z" * 3_000_000)
+        conn.abort()
+        assert len(between.heads) == 4
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
+def test_faults_of_a_proxy_inside_of_tls(secure: bool, certified: Certified) -> None:
+    url = f"{'wss' if secure else 'ws'}://example.invalid/"
+    with http_proxy(ssl_context=certified.server, fault=lambda sock: sock.sendall(b"HTTP/1.1 502 No\r\n\r\n")) as between:
+        with pytest.raises(ProxyError, match=r"answered 502 to CONNECT example\.invalid") as refused:
+            connect(url, ssl_context=certified.client, proxy=f"https://{between.place}")
+        assert refused.value.status == 502
+    with http_proxy(ssl_context=certified.server) as between, pytest.raises(ProxyError, match=r"cannot be reached: .*certificate"):
+        connect(url, proxy=f"https://{between.place}")
+    with http_proxy() as between, pytest.raises(ProxyError, match="cannot be reached"):
+        connect(url, ssl_context=certified.client, options=ClientOptions(handshake_timeout=1), proxy=f"https://127.0.0.1:{free_port()}")
+    with silent_server() as place, pytest.raises(TimeoutError, match=f"connecting to .* through https://{place}"):
+        connect(url, options=ClientOptions(handshake_timeout=0.2), proxy=f"https://{place}")
 
 
 @pytest.mark.parametrize("kind", ["http", "socks5h"])

@@ -29,9 +29,9 @@ EXPORTED_IN_PART = {"connection": {"Connection"},
 UNDER_THEIR_OWN_NAME = {
     "answers", "carrying", "cli", "closing", "deadlines", "dialing", "extended_connect", "extensions", "foreign", "forwarding",
     "frame_output", "http_body", "http_front", "http_head", "incoming", "integrations", "message", "message_queue", "opening",
-    "outgoing", "partial_message", "patching", "payloads", "protocol", "protocol_rules", "proxies", "proxy_headers", "reading",
-    "redirects", "runtime", "service", "socket_streams", "stream_socket", "takeover", "timers", "transports", "urls", "watchdog",
-    "writer",
+    "option_names", "outgoing", "partial_message", "patching", "payloads", "protocol", "protocol_rules", "proxies",
+    "proxy_headers", "reading", "redirects", "runtime", "service", "socket_streams", "stream_socket", "takeover", "timers",
+    "transports", "urls", "watchdog", "writer",
 }  # fmt: skip
 
 #: Modules that patch the process that imports them; their own tests look at what they export.

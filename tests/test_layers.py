@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 #: Layer of each module of gws_gevent; a folder stands for all that is in it. The package itself ("") only re-exports.
 LAYERS = {
-    **dict.fromkeys(("exceptions", "frames", "options", "_compiled"), 0),
+    **dict.fromkeys(("exceptions", "frames", "option_names", "options", "_compiled"), 0),
     **dict.fromkeys(("_accel", "_frame_parser", "_masking", "extensions"), 1),
     **dict.fromkeys(("forwarding", "handshake", "http_body", "http_head", "message", "partial_message", "protocol"), 2),
     **dict.fromkeys(("closing", "extended_connect", "protocol_rules", "proxies", "proxy_headers", "redirects", "urls"), 2),

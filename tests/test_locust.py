@@ -75,6 +75,7 @@ def test_everything_is_reported() -> None:
     assert seen == {
         ("WS OPEN", "/echo"): none, ("WS CALL", "question"): none, ("WS SEND", "/echo"): none, ("WS RECV", "/echo"): none,
         ("WS RECV", "silence"): all_of_them, ("WS CLOSE", "/echo"): none,
+        ("WS CALL", "no answer"): all_of_them,
         ("WS OPEN", "/nowhere"): all_of_them,
         ("WS OPEN", "/three"): none, ("WS RECV", "/three"): three, ("WS CLOSE", "/three"): none,
         ("WS OPEN", "/broken"): none, ("WS CLOSE", "/broken"): all_of_them,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import inspect
 import logging
+import pickle
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
-from gws_gevent import EventHandler, Server, Upgrader, connect, serve
+from gws_gevent import BridgeOptions, EventHandler, PermessageDeflate, Reconnect, Server, Upgrader, WsgiSettings, connect, serve
 from gws_gevent import options as options_module
 from gws_gevent.exceptions import GwsError
 from gws_gevent.options import PROTECTED_HEADERS, ClientOptions, ServerOptions
@@ -348,3 +351,104 @@ def test_header_values(cls: OptionsClass, name: str, value: Any) -> None:
 @HEADER_FIELDS
 def test_headers_are_a_mapping(cls: OptionsClass, name: str) -> None:
     assert refused(cls, name, [("X-A", "b")]) == "must be a mapping of names to values, not [('X-A', 'b')]"
+
+
+class Stranger:
+    """Looks like a handler, and is none."""
+
+    def on_message(self, conn: Any, message: Any) -> None: ...
+
+    async def __call__(self, conn: Any) -> None: ...
+
+
+async def coroutine(conn: Any) -> None: ...
+
+
+def generator(conn: Any) -> Any:
+    yield conn
+
+
+def of_two(conn: Any, message: Any) -> None: ...
+
+
+def of_none() -> None: ...
+
+
+def with_keyword(conn: Any, *, needed: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (5, "a handler is an EventHandler or a function that takes a connection, not 5"),
+        ("app:handler", "not 'app:handler'"),
+        (EventHandler, r"a handler is an instance: EventHandler\(\), not EventHandler"),
+        (of_none, "called with one argument, the connection, which of_none does not take: too many positional arguments"),
+        (lambda: None, "does not take: too many positional arguments"),
+        (of_two, "which of_two does not take: missing a required argument: 'message'"),
+        (with_keyword, "which with_keyword does not take: missing a required"),
+        (partial(of_two, 1, 2), "does not take: too many"),
+        (coroutine, "a handler is a plain function, and coroutine is a coroutine function"),
+        (partial(coroutine), "is a coroutine function"),
+        (Stranger(), "Stranger object at .* is a coroutine function"),
+        (generator, "generator is a generator function, whose call runs nothing"),
+    ],
+)
+def test_what_is_no_handler_is_refused_before_anything_is_opened(wrong: Any, said: str) -> None:
+    for make in (Server, Upgrader, partial(Reconnect, "ws://127.0.0.1:1/"), partial(connect, "ws://127.0.0.1:1/")):
+        with pytest.raises(TypeError, match=said):
+            make(wrong)
+
+
+@pytest.mark.parametrize("fits", [print, [].append, partial(of_two, message=1), lambda conn, more=None: None, max])
+def test_what_can_be_called_with_a_connection_is_a_handler(fits: Any) -> None:
+    Server(fits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        (ClientOptions, "timeout", "ClientOptions has no option 'timeout'; did you mean handshake_timeout?"),
+        (ClientOptions, "max_size", "ClientOptions has no option 'max_size'; did you mean read_max_payload_size?"),
+        (ClientOptions, "extra_headers", "ClientOptions has no option 'extra_headers'; did you mean headers?"),
+        (ServerOptions, "extra_headers", "ServerOptions has no option 'extra_headers'; did you mean response_headers?"),
+        (ServerOptions, "ping_intervall", "ServerOptions has no option 'ping_intervall'; did you mean ping_interval?"),
+        (PermessageDeflate, "window_bits", "PermessageDeflate has no option 'window_bits'"),
+        (WsgiSettings, "logger", "WsgiSettings has no option 'logger'"),
+        (BridgeOptions, "zebra", "BridgeOptions has no option 'zebra'"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_told_with_the_one_that_was_meant(kind: Any, name: str, said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(said)):
+        kind(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("timeout", " has no argument 'timeout'; did you mean options=ClientOptions(handshake_timeout=...)?"),
+        ("close_timeout", " has no argument 'close_timeout'; did you mean options=ClientOptions(close_timeout=...)?"),
+        ("header", " has no argument 'header'; did you mean options=ClientOptions(headers=...)?"),
+        ("ssl", " has no argument 'ssl'; did you mean ssl_context?"),
+        ("server_hostname", " has no argument 'server_hostname'; did you mean server_name?"),
+        ("zebra", " has no argument 'zebra'$"),
+    ],
+)
+def test_an_argument_that_is_an_option_is_told_so(given: str, said: str) -> None:
+    pattern = re.escape(said).replace("\\$", "$")
+    functions: list[Any] = [connect, Reconnect]
+    for function in functions:
+        with pytest.raises(TypeError, match=f"^{function.__name__}\\(\\){pattern}"):
+            function("ws://127.0.0.1:1/", **{given: 1})
+
+
+def test_an_argument_of_a_server_that_is_an_option_is_told_so() -> None:
+    for make in (Server, serve):
+        with pytest.raises(TypeError, match=re.escape("did you mean options=ServerOptions(read_max_payload_size=...)?")):
+            make(print, max_size=1)  # type: ignore[call-arg, operator]
+
+
+def test_options_are_copied_pickled_and_changed_as_any_dataclass() -> None:
+    options = ClientOptions(handshake_timeout=3, permessage_deflate=PermessageDeflate(level=3))
+    assert pickle.loads(pickle.dumps(options)) == copy.deepcopy(options) == options
+    assert dataclasses.replace(options, close_timeout=1).handshake_timeout == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import trustme
@@ -258,6 +259,39 @@ assert not patching.report_early_imports()
 """
     finished = run_script(tmp_path, script, "unpatched")
     assert finished == (0, "", ""), finished
+
+
+def test_modules_and_objects_of_every_kind_are_looked_at_and_not_woken(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text("raise SystemExit('a lazy module was loaded')")
+    script = dedent(
+        """
+            import importlib.util, sys, threading
+
+            class Stubborn:
+                @property
+                def __class__(self): raise RuntimeError("no class")
+                @property
+                def __dict__(self): raise RuntimeError("no dict")
+
+            class WithoutHash(type):
+                def __eq__(self, other): return False
+
+            class Kind(metaclass=WithoutHash): pass
+            class Child(Kind): pass
+
+            stubborn, kind, LOCK = Stubborn(), Kind(), threading.Lock()
+            spec = importlib.util.find_spec("lazy")
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+            sys.modules["lazy"] = lazy = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(lazy)
+            sys.modules.update(stubborn=stubborn, none=None)
+
+            from gws_gevent.patching import early_imports
+            print([found.names for found in early_imports() if found.module == "__main__"])
+        """
+    )
+    finished = run_script(tmp_path, script, "unpatched")
+    assert finished.output == "[('LOCK',)]\n", finished.errors
 
 
 def test_the_recursion_that_others_leave_you_with(tmp_path: Path) -> None:

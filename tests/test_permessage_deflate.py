@@ -174,6 +174,11 @@ def test_answers_that_fail_the_connection(answered: str, options: dict[str, Any]
         judged(answered, **options)
 
 
+def test_a_request_that_was_not_granted_is_named() -> None:
+    with pytest.raises(HandshakeError, match=r"did not grant server_no_context_takeover, .*: it answered without parameters"):
+        judged(NAME)
+
+
 # Both
 
 

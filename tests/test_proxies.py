@@ -29,6 +29,7 @@ def chosen(url: str, **environ: str) -> str | None:
         ("socks://proxy", Proxy("socks5h", "proxy", 1080)),
         ("http://anna:pass%20word@proxy:80", Proxy("http", "proxy", 80, "anna", "pass word")),
         ("anna@proxy:80", Proxy("http", "proxy", 80, "anna")),
+        ("https://proxy", Proxy("https", "proxy", 443)),
     ],
 )
 def test_urls_of_proxies(text: str, proxy: Proxy) -> None:
@@ -39,8 +40,8 @@ def test_urls_of_proxies(text: str, proxy: Proxy) -> None:
     ("text", "said"),
     [
         ("ftp://proxy", "a proxy is http://HOST:PORT"),
-        ("https://proxy", "not https"),
-        ("socks4://proxy", "not socks4"),
+        ("socks4://proxy", "a proxy is http://HOST:PORT, https://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT, not socks4"),
+        ("https://proxy/path", "without a path"),
         ("http://", "the host is missing"),
         ("http://proxy:99999", "a port is 1 to 65535"),
         ("http://proxy/path", "without a path"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket as plain_socket
@@ -14,6 +15,7 @@ import gevent
 import gevent.socket
 import pytest
 import trustme
+from gevent.event import Event
 
 from gws_gevent import (
     BridgeOptions,
@@ -129,6 +131,42 @@ def test_the_end_of_either_side_is_the_end_of_the_other() -> None:
         wait_until(lambda: heard == [b"last words"])
 
 
+def test_what_a_client_sent_before_it_closed_arrives_though_the_target_talks() -> None:
+    heard, may_read = [], Event()
+
+    def serve(sock: Any) -> None:
+        sock.sendall(b"welcome")
+        may_read.wait(10)
+        sock.sendall(b"thanks")
+        heard.append(len(read_all(sock)))
+
+    with target(serve) as place, raw(place) as bridge:
+        conn = opened(bridge)
+        conn.send(bytes(500_000))
+        conn.close()
+        assert conn.close_info is not None
+        assert conn.close_info.clean
+        may_read.set()
+        wait_until(lambda: heard == [500_000])
+        wait_until(lambda: not bridge.connections)
+
+
+@pytest.mark.parametrize("says", [b"", b"x" * 100_000], ids=["silent", "talks for ever"])
+def test_when_the_client_has_closed_the_target_has_close_timeout(says: bytes) -> None:
+    ended = Event()
+
+    def serve(sock: Any) -> None:
+        with contextlib.suppress(OSError):
+            while says:
+                sock.sendall(says)
+        ended.wait(10)
+
+    with target(serve) as place, raw(place, BridgeOptions(close_timeout=0.1)) as bridge:
+        opened(bridge).close()
+        wait_until(lambda: not bridge.connections)
+        ended.set()
+
+
 def test_a_target_that_fails_later_is_a_1014() -> None:
     def serve(sock: Any) -> None:
         assert sock.recv(1) == b"!"
@@ -178,13 +216,18 @@ def test_a_target_that_hangs_is_a_504() -> None:
                 filler.close()
 
 
-def test_stop_says_1001() -> None:
+def test_stop_says_1001_and_does_not_wait_for_the_target() -> None:
     ended = []
-    with target(lambda sock: ended.append(read_all(sock))) as place, raw(place) as bridge:
+
+    def serve(sock: Any) -> None:
+        ended.append(read_all(sock))
+        gevent.sleep(20)
+
+    with target(serve) as place, raw(place) as bridge:
         conn = opened(bridge)
-        stopping = gevent.spawn(bridge.stop)
+        stopping = gevent.spawn(bridge.stop, 20)
         assert closing(conn)[0] == CloseCode.GOING_AWAY
-        stopping.get()
+        stopping.get(timeout=5)
         wait_until(lambda: ended)
 
 

@@ -36,13 +36,6 @@ def heard(pair: Pair) -> list[Any]:
 # Membership
 
 
-def test_a_room_and_a_connection_that_are_swapped_are_told() -> None:
-    rooms = Rooms()
-    with pairs(1) as (pair,), pytest.raises(TypeError, match=r"join\(room, conn\): a room is for connections, 'lobby' is none"):
-        rooms.join(pair.server, "lobby")  # type: ignore[arg-type]
-    assert list(rooms.rooms()) == []
-
-
 def test_joining_and_leaving() -> None:
     rooms = Rooms()
     with pairs(2) as (one, two):
@@ -210,11 +203,18 @@ def test_everybody_but_the_sender_hears_it_and_it_is_encoded_once(monkeypatch: p
         # The sender need not be a member.
         assert rooms.broadcast("lobby", TEXT, "from four", sender=all_pairs[3].server) == {}
         assert rooms.broadcast("nobody is here", TEXT, "x") == {}
-        with pytest.raises(ValueError, match="TEXT with a str"):
-            rooms.broadcast("nobody is here", TEXT, b"x")
+        with pytest.raises(TypeError, match="a BINARY message is bytes, not str"):
+            rooms.broadcast("nobody is here", BINARY, "x")
         everything = [heard(pair) for pair in all_pairs]
     others = ["from one", b"to all", "from four"]
     assert everything == [[b"to all", "from four"], others, others, []]
+
+
+def test_what_is_no_connection_joins_no_room() -> None:
+    rooms = Rooms()
+    with pairs(1) as all_pairs, pytest.raises(TypeError, match=r"join\(room, conn\), and 'lobby' is none"):
+        rooms.join(all_pairs[0].server, "lobby")  # type: ignore[arg-type]
+    assert rooms.rooms() == []
 
 
 def test_a_member_that_fails_is_reported_and_stops_nobody() -> None:

@@ -372,7 +372,7 @@ class DialSettings:
     server_name: str | None = None
     """Name for SNI and certificate checks. None: the endpoint's host."""
     tunnel: Dialer | None = None
-    """Opens the TCP connection below TLS, a SocketStream, by another way than straight to the endpoint. None: straight."""
+    """Opens the connection below TLS, a SocketStream or TlsStream, by another way than straight to the endpoint. None: straight."""
     streams_per_connection: int = 100
     """Streams that may share a connection, where a connection can carry several (quic)."""
 

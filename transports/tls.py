@@ -91,7 +91,13 @@ class TlsDialer(Dialer):
         """Offer the session of the last connection to the same server. If it is refused, the handshake is a full one by itself."""
         name = self.settings.server_name or self.endpoint.host
         sessions, server = sessions_of(self._context), server_key(self._context, self.endpoint, name)
-        return TlsStream(
+        make: Any = TlsStream
+        if type(carrier) is not SocketStream:
+            # TLS inside of TLS, behind an https proxy: the compiled one knows only sockets.
+            from gws_gevent import _tls_stream as plain
+
+            make = plain.TlsStream
+        stream: TlsStream = make(
             carrier,
             self._context,
             server_side=False,
@@ -99,6 +105,7 @@ class TlsDialer(Dialer):
             session=sessions.take(server),
             keep_session=partial(sessions.keep, server),
         )
+        return stream
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import ssl
+from dataclasses import replace
 from typing import Any
 
 from gws_gevent.bridge import Bridge
@@ -105,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     endpoints = [listening_endpoint("--listen", text, settings.tls is not None) for text in args.listen]
     check_certificates("--listen", endpoints, settings.tls is not None)
     target = _target(args)
+    if any(replace(one, params=target.params) == target for one in endpoints):
+        raise UsageError(f"--to {target}: is where the bridge itself listens")
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     kind = RawBridge if args.raw else Bridge
     try:

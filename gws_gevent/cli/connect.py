@@ -19,19 +19,24 @@ from greenlet import getcurrent
 
 from gws_gevent.cli.dialing import add_dialing_arguments, client_options, proxy_of, tls_context
 from gws_gevent.cli.errors import OutputError, UsageError, describe, positive_seconds
-from gws_gevent.cli.terminal import Input, Screen, standard_streams
+from gws_gevent.cli.terminal import Input, Screen, harmless, standard_streams
 from gws_gevent.client import connect
 from gws_gevent.connection import Connection
 from gws_gevent.exceptions import ConnectionClosed, GwsError, ReconnectFailed, TransportError
-from gws_gevent.frames import Close, CloseInfo
+from gws_gevent.frames import Close, CloseCode, CloseInfo
 from gws_gevent.handler import EventHandler, Message
 from gws_gevent.reconnect import Reconnect
+from gws_gevent.urls import without_login
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
 NAME = "connect"
 SUMMARY = "talk to a WebSocket server: lines in, messages out"
 
+#: Codes with which a server ends what is in order (RFC 6455 section 7.4.1): done, going away, and none.
+IN_ORDER = (CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS)
+#: Seconds in which an input that has ended is seen to have ended, where the server closes at the same time.
+END_SEEN = 0.2
 #: Payload of the ping that asks the server whether it has read all we sent.
 END_OF_INPUT = b"end of input"
 
@@ -41,14 +46,16 @@ URLs:
   ws+quic://HOST[:PORT]/PATH and wss+h3://HOST[:PORT]/PATH with the extra quic, ws+kcp://HOST[:PORT]/PATH with the extra kcp
 
 Each line of stdin is sent as a text message. On a terminal each message is shown behind "< ", and pings, pongs and the close are
-shown too. Otherwise stdout gets the messages alone, one a line. Binary messages are shown in hexadecimal, as 0x00ff.
+shown too. Otherwise stdout gets the messages alone, one a line, and stderr is told if the server closes. Binary messages are shown
+in hexadecimal, as 0x00ff.
 
 When stdin ends, the server is sent a ping, to learn that it has read everything; once that is answered and nothing has come for
 --wait seconds, the connection is closed with 1000. Ctrl-D on a terminal closes it at once, and so does Ctrl-C anywhere.
 
 exit status:
-  0  the connection ended with a closing handshake
-  1  it ended otherwise, --once got no message, or the output could not be written
+  0  the connection ended with a closing handshake: closed here, or by the server with 1000, 1001 or no code
+  1  it ended otherwise, the server closed before the end of the input (a terminal's excepted), --once got no message, or the
+     output could not be written
   2  it could not be opened, or an argument or the input was wrong
 
 examples:
@@ -108,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (GwsError, OSError) as error:
-        raise UsageError(f"{args.url}: {describe(error)}") from error
+        raise UsageError(f"{without_login(args.url)}: {describe(error)}") from error
     finally:
         watcher.cancel()
 
@@ -123,16 +130,17 @@ class Talk(EventHandler):
     def __init__(self, source: Input, screen: Screen, args: argparse.Namespace) -> None:
         self._source = source
         self._screen = screen
-        self._url: str = args.url
+        self._url = without_login(args.url)
         self._once: bool = args.once
         self._wait: float | None = args.wait
         self._timeout: float = args.timeout
         self._shown = 0
-        self._in_vain = False
         self._open = Event()
         self._ended = Event()
         self._news = Event()
         self._all_read = Event()
+        self._input_done = Event()
+        self._input_ended = source.terminal  # a person may type until the connection ends
         self._problem: Exception | None = None
         self._interrupted = False
         self._leaving = False
@@ -166,6 +174,8 @@ class Talk(EventHandler):
         feeder = gevent.spawn(self._feed)
         try:
             self._ended.wait()
+            if not self._leaving and not self._input_ended:
+                self._input_done.wait(END_SEEN)
         finally:
             feeder.kill()
         if self._problem is not None:
@@ -173,17 +183,25 @@ class Talk(EventHandler):
         info = (self._conn.close_info if self._conn is not None else None) or CloseInfo()
         self._screen.note(f"closed: {_describe(info)}")
         self._screen.leave()
-        if not info.clean and not self._screen.terminal:
-            print(f"gws-gevent: {self._url}: connection lost: {_describe(info)}", file=sys.stderr)
-        missing = self._once and not self._shown and not self._interrupted
-        if missing and info.clean:
-            print(f"gws-gevent: {self._url}: {self._why_none_came(info)}", file=sys.stderr)
-        return 0 if info.clean and not missing else 1
+        return self._judge(info)
 
-    def _why_none_came(self, info: CloseInfo) -> str:
-        if self._in_vain or info.received is None:
-            return f"no message within {self._timeout:g} seconds (--timeout)"
-        return f"the server closed with {_said(info.received)} before a message came"
+    def _judge(self, info: CloseInfo) -> int:
+        """Tell what went wrong, where it was not shown, and return the exit status."""
+        missing = self._once and not self._shown and not self._interrupted
+        if not info.clean:
+            if not self._screen.terminal:
+                self._note(f"{self._url}: connection lost: {_describe(info)}")
+            return 1
+        if self._leaving or info.received is None:
+            if missing:
+                print(f"gws-gevent: {self._url}: no message within {self._timeout:g} seconds (--timeout)", file=sys.stderr)
+            return 1 if missing else 0
+        if self._once and not missing:
+            return 0
+        early = " before a message came" if missing else "" if self._input_ended else " before the end of the input"
+        if early or not self._screen.terminal:
+            print(f"gws-gevent: {self._url}: the server closed with {_said(info.received)}{early}", file=sys.stderr)
+        return 1 if early or info.received.code not in IN_ORDER else 0
 
     def interrupt(self) -> None:
         """Ctrl-C: close the connection; the second time, or before it is open, drop everything."""
@@ -247,8 +265,11 @@ class Talk(EventHandler):
             for line in self._source.lines():
                 self._say(partial(Connection.send, data=line))
                 self._screen.ask()
+            self._input_ended = True
+            self._input_done.set()
             self._await_answers()
         except ConnectionClosed:
+            self._input_done.set()
             return
         except (UsageError, OutputError, BrokenPipeError) as error:
             self._problem = error
@@ -277,7 +298,7 @@ class Talk(EventHandler):
 
     def _await_answers(self) -> None:
         if self._once:
-            self._in_vain = not self._news.wait(self._timeout)
+            self._news.wait(self._timeout)
             return
         if self._source.terminal:
             return
@@ -338,4 +359,6 @@ def _describe(info: CloseInfo) -> str:
 
 
 def _said(close: Close) -> str:
-    return f"{close.code} {close.reason}".rstrip()
+    if close.code == CloseCode.NO_STATUS:
+        return "no code"
+    return harmless(f"{close.code} {close.reason}".rstrip())

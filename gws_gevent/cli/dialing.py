@@ -18,7 +18,7 @@ from gws_gevent.proxies import choose_proxy
 from gws_gevent.transports.base import Endpoint, TlsFiles
 from gws_gevent.transports.registry import dialer
 from gws_gevent.transports.tls_contexts import client_context, server_context
-from gws_gevent.urls import parse_url
+from gws_gevent.urls import parse_url, without_login
 
 __all__ = ["add_dialing_arguments", "client_options", "proxy_of", "tls_context"]
 
@@ -44,8 +44,8 @@ def add_dialing_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--proxy",
         metavar="URL",
-        help="go through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT (default: as the environment says, as in "
-        "https_proxy and no_proxy); none goes straight",
+        help="go through http://HOST:PORT, https://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT (default: as the "
+        "environment says, as in https_proxy and no_proxy); none goes straight",
     )
 
 
@@ -93,7 +93,7 @@ def _params(texts: Sequence[str]) -> dict[str, str]:
 
 
 def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
-    """Return the context for a `wss` URL, None for another one.
+    """Return the context for a `wss` URL, or for a proxy that is spoken to inside of TLS; None where there is neither.
 
     Raises:
         UsageError: the URL is malformed or leads nowhere, or an argument does not fit it.
@@ -102,13 +102,15 @@ def tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         url = parse_url(args.url)
         problem = problem_of_scheme(url.scheme.rpartition("+")[2]) if "+" in url.scheme else None
         if problem is not None:
-            raise UsageError(f"{args.url}: {problem}")
-        _check_flags(args, url.secure)
+            raise UsageError(f"{without_login(args.url)}: {problem}")
+        proxy = choose_proxy(url, _proxy(args))
+        secure = url.secure or (proxy is not None and proxy.scheme == "https")
+        _check_flags(args, secure)
         if args.param:
             # Said once and before all else: a load of many connections would say it for each of them.
             scheme = {"ws": "tcp", "wss": "tls"}.get(url.scheme, url.scheme.rpartition("+")[2])
             dialer(Endpoint(scheme, url.host, url.port, url.path, _params(args.param)))
-        if not url.secure:
+        if not secure:
             return None
         context = client_context(args.ca, verify=not args.insecure)
         if args.cert is not None:
@@ -127,21 +129,25 @@ def proxy_of(args: argparse.Namespace) -> str | bool | None:
     Raises:
         UsageError: it, or that of the environment, cannot be used for this URL.
     """
-    proxy: str | bool | None = True if args.proxy is None else None if args.proxy == "none" else args.proxy
+    proxy = _proxy(args)
     try:
         url = parse_url(args.url)
         chosen = choose_proxy(url, proxy)
         if chosen is not None:
             Tunnel(chosen, url, ClientOptions())
     except (GwsError, ImportError) as error:
-        raise UsageError(f"{args.url}: {describe(error)}") from error
+        raise UsageError(f"{without_login(args.url)}: {describe(error)}") from error
     return proxy
+
+
+def _proxy(args: argparse.Namespace) -> str | bool | None:
+    return True if args.proxy is None else None if args.proxy == "none" else str(args.proxy)
 
 
 def _check_flags(args: argparse.Namespace, secure: bool) -> None:
     for flag, given in (("--insecure", args.insecure), ("--ca", args.ca), ("--cert", args.cert), ("--key", args.key)):
         if given and not secure:
-            raise UsageError(f"{flag}: {args.url} uses no TLS")
+            raise UsageError(f"{flag}: {without_login(args.url)} uses no TLS")
     if args.insecure and args.ca is not None:
         raise UsageError("--insecure and --ca exclude each other")
     if args.key is not None and args.cert is None:

@@ -16,6 +16,7 @@ from gws_gevent.cli.histogram import Histogram
 from gws_gevent.cli.load_plan import Counts, Plan
 from gws_gevent.exceptions import MissingExtra
 from gws_gevent.frames import Opcode
+from gws_gevent.urls import without_login
 
 __all__ = ["as_data", "as_text", "check_plotting", "draw", "progress"]
 
@@ -62,7 +63,7 @@ def as_text(plan: Plan, counts: Counts) -> str:
 
 
 def _lines(plan: Plan, counts: Counts) -> Iterator[str]:
-    yield _row("server", plan.url)
+    yield _row("server", without_login(plan.url))
     yield _row("opened", _opened(plan, counts))
     if plan.hold:
         yield _row("alive", f"{counts.alive_at_end:,} of {plan.connections:,} after {counts.seconds:.1f} s{_interrupted(counts)}")
@@ -187,7 +188,7 @@ def as_data(plan: Plan, counts: Counts) -> dict[str, Any]:
     """The result for JSON: times in seconds, all else in numbers."""
     data: dict[str, Any] = {
         "program": f"gws_gevent {__version__}",
-        "url": plan.url,
+        "url": without_login(plan.url),
         "mode": "hold" if plan.hold else "load",
         "interrupted": counts.interrupted,
         "seconds": round(counts.seconds, 6),
@@ -261,7 +262,7 @@ def draw(plan: Plan, counts: Counts, path: str) -> None:
     what, of = ("opening handshake", "connections") if plan.hold else (f"latency since a message was {since}", "messages")
     figure = _new_figure()
     rate = "" if plan.hold else f", {_rate(counts):,.0f} replies/s"
-    figure.suptitle(f"{plan.url}: {counts.opened:,} connections{rate}", parse_math=False)
+    figure.suptitle(f"{without_login(plan.url)}: {counts.opened:,} connections{rate}", parse_math=False)
     left, right = figure.subplots(1, 2)
     if histogram.count:
         _draw_counts(left, histogram)

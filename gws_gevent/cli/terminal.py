@@ -15,7 +15,7 @@ import gevent
 
 from gws_gevent.cli.errors import UsageError, writing_output
 
-__all__ = ["Input", "Screen", "standard_streams"]
+__all__ = ["Input", "Screen", "harmless", "standard_streams"]
 
 #: Bytes of one read of stdin.
 READ_SIZE: Final = 64 * 1024
@@ -25,6 +25,11 @@ MAX_LINE: Final = 16 * 1024 * 1024
 #: What could move the cursor, change colours or ring: every control character but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BACK_TO_START = "\r\x1b[K"
+
+
+def harmless(text: str) -> str:
+    """Write out what could do something to a terminal."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class Input:
@@ -121,7 +126,7 @@ class Screen:
             self._write(_BACK_TO_START)
 
     def _show(self, text: str) -> None:
-        safe = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+        safe = harmless(text)
         if self._prompt:
             self._write(f"{_BACK_TO_START}{safe}\n{self._prompt}")
         else:

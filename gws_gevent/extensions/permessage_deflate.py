@@ -96,11 +96,9 @@ def judge_answer(answers: Iterable[tuple[str, Parameters]], options: PermessageD
         raise HandshakeError(f"the server's answer has wrong parameters for {NAME}: {_shown(answered[0])}")
     server_bits, client_bits = found.get(_SERVER_BITS) or WIDEST, found.get(_CLIENT_BITS) or WIDEST
     # Sections 7.1.1.1, 7.1.2.1 and 7.1.2.2: what was asked for has to be granted, and a bound may only be lowered.
-    if (
-        (not options.server_context_takeover and _SERVER_RESETS not in found)
-        or server_bits > options.server_max_window_bits
-        or (_CLIENT_BITS in found and client_bits > options.client_max_window_bits)
-    ):
+    if not options.server_context_takeover and _SERVER_RESETS not in found:
+        raise HandshakeError(f"the server did not grant {_SERVER_RESETS}, which {NAME} was offered with: {_shown(answered[0])}")
+    if server_bits > options.server_max_window_bits or (_CLIENT_BITS in found and client_bits > options.client_max_window_bits):
         raise HandshakeError(f"the server's answer does not fit what was offered for {NAME}: {_shown(answered[0])}")
     return Agreement(
         _SERVER_RESETS in found,
@@ -136,4 +134,4 @@ def _written(agreement: Agreement, said: set[str]) -> str:
 
 def _shown(parameters: Parameters) -> str:
     text = "; ".join(name if value is None else f"{name}={value}" for name, value in parameters)
-    return repr(text[:200])
+    return repr(text[:200]) if text else "it answered without parameters"

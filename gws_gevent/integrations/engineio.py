@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
-from gevent.queue import JoinableQueue
+from gevent.queue import Empty, JoinableQueue
 
 from gws_gevent.exceptions import ConnectionClosed, MessageTooLarge, MissingExtra, Refusal
 from gws_gevent.frames import CloseCode
@@ -35,6 +35,8 @@ logger = logging.getLogger("gws_gevent")
 
 #: Bytes that a packet is counted for besides its data.
 OVERHEAD = 64
+#: Bytes after which Engine.IO's writer, which takes all that is there, is told that there is no more: what it has is not counted.
+BATCH = 256 * 1024
 #: What ends a client that is too slow.
 TOO_SLOW = "too slow"
 
@@ -172,11 +174,13 @@ class PacketQueue(JoinableQueue):  # type: ignore[misc]  # gevent's, without typ
         on_overflow: ends the client's WebSocket, if it has one.
     """
 
-    __slots__ = ("_over", "_rules", "_server", "_taken", "on_overflow", "waiting")
+    __slots__ = ("_batch", "_over", "_rules", "_server", "_taken", "on_overflow", "waiting")
 
     def __init__(self, server: engineio.Server, rules: QueueRules) -> None:
         super().__init__()
         self.waiting = 0
+        # Bytes that have been taken since somebody was ready to wait for a packet.
+        self._batch = 0
         self.on_overflow: Callable[[], object] | None = None
         self._server = server
         self._rules = rules
@@ -195,9 +199,15 @@ class PacketQueue(JoinableQueue):  # type: ignore[misc]  # gevent's, without typ
         super().put(item)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take a packet, as from a queue of gevent's."""
+        """Take a packet, as from a queue of gevent's. Who does not wait gets a BATCH at most."""
+        if block:
+            self._batch = 0
+        elif self._batch >= BATCH:
+            raise Empty
         item = super().get(block, timeout)
-        self.waiting -= _size_of(item)
+        size = _size_of(item)
+        self.waiting -= size
+        self._batch += size
         if self._taken is not None:
             self._taken.set()
         return item

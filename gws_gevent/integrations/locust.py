@@ -198,7 +198,11 @@ class MeasuredConnection:
             deadline = None if timeout is None else perf_counter() + timeout
             self.connection.send(data)
             while True:
-                answer = self.connection.receive(None if deadline is None else deadline - perf_counter())
+                try:
+                    answer = self.connection.receive(None if deadline is None else deadline - perf_counter())
+                except TimeoutError:
+                    # In the same words each time: Locust keeps a line for each error that says something else.
+                    raise TimeoutError(f"no answer within {timeout:g} seconds") from None
                 if answers is None or answers(answer):
                     request["response_length"] = len(answer)
                     return answer

@@ -86,6 +86,19 @@ def test_one_packet_of_any_size_fits_and_the_count_is_exact() -> None:
     assert queue.waiting == 0
 
 
+def test_the_writer_does_not_take_the_whole_queue_at_once() -> None:
+    eio = make_eio()
+    ours.install(eio)
+    client = engineio.socket.Socket(eio, "sid")
+    sent = [text(60 * KIB) for _ in range(20)]
+    for packet in sent:
+        client.queue.put(packet)
+    taken = [client.poll() for _ in range(4)]
+    assert [len(packets) for packets in taken] == [5, 5, 5, 5]
+    assert [packet for packets in taken for packet in packets] == sent
+    assert client.queue.waiting == 0
+
+
 def test_a_full_queue_ends_its_client() -> None:
     queue = make_queue()
     ended: list[bool] = []

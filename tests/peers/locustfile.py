@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gevent
+import pytest
 from locust import constant, task
 
 from gws_gevent import ClientOptions
@@ -33,6 +34,8 @@ class Everything(WebSocketUser):
             ws.send(b"12345")
             assert ws.receive(timeout=5) == b"12345"
             assert self.fails(ws.receive, timeout=0.01, name="silence") == "TimeoutError"
+            with pytest.raises(Failed, match=r"^no answer within 0\.1 seconds$"):
+                ws.call("?", answers=lambda text: text != "?", timeout=0.1, name="no answer")
         ws.close()
         assert self.fails(self.connect, "/nowhere") == "HandshakeRefused"
         assert list(self.connect("/three")) == ["1", "2", "3"]
