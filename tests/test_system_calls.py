@@ -206,7 +206,8 @@ def test_one_send_for_a_pipeline(trace: Trace) -> None:
         # The machine held the server up for longer than a turn: it flushed, gave way and went on, once.
         del names[next(at for at in range(1, 11) if names[at - 1] == names[at] == "sendto")]
     assert names == ["recvfrom", "sendto"] * 5
-    assert trace.count("pipelined", "epoll_ctl") == 0
+    # One where it gave way, which need not show in what it sent.
+    assert trace.count("pipelined", "epoll_ctl") <= 1
 
 
 def test_two_waits_for_each_wake_up_at_most(trace: Trace) -> None:
