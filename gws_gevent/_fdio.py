@@ -167,13 +167,7 @@ class SocketStream(PollableStream):
             raise BlockingSwitchOutError("send_all may have to wait, and the hub cannot: use try_send there")
         if get_hub() is not self._hub:
             raise ConcurrentObjectUseError("this stream belongs to another thread")
-        sent = self.try_send(data)
-        if sent == len(data):
-            return
-        with memoryview(data) as view:
-            while sent < len(view):
-                self.wait_writable()
-                sent += self.try_send(view[sent:])
+        self._send_waiting(data)
 
     def shutdown_write(self) -> None:
         if self._closed:
