@@ -94,6 +94,17 @@ def stock_url(server: WSGIServer, target: str = "/ws") -> str:
     return f"ws://127.0.0.1:{server.server_port}{target}"
 
 
+@contextmanager
+def port_serving(app: Any, stock: bool) -> Iterator[int]:
+    """The port of a server of gevent's own, or of ours, with nothing but this app."""
+    if stock:
+        with stock_server(app) as theirs:
+            yield theirs.server_port
+    else:
+        with serving(None, wsgi=app, wsgi_settings=QUIET) as ours:
+            yield port_of(ours)
+
+
 # Which request goes where
 
 
@@ -262,12 +273,8 @@ def test_what_the_app_raises_after_an_upgrade_is_logged(reading: str, stock: boo
             conn.receive()
             raise RuntimeError("a mistake")
 
-    with ExitStack() as stack:
-        if stock:
-            url = stock_url(stack.enter_context(stock_server(app)))
-        else:
-            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
-        with connect(url) as conn:
+    with port_serving(app, stock) as port:
+        with connect(f"ws://127.0.0.1:{port}/ws") as conn:
             conn.send("hi")
             if reading == "upgrade":
                 assert conn.receive(timeout=5) == "hi"
@@ -310,11 +317,7 @@ def test_what_is_read_of_wsgi_input_after_an_upgrade_is_not_taken_from_the_conne
         environ["wsgi.input"].close()
         return answer
 
-    with ExitStack() as stack:
-        if stock:
-            port = stack.enter_context(stock_server(app)).server_port
-        else:
-            port = port_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
+    with port_serving(app, stock) as port:
         with gevent.socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
             sock.sendall(upgrade_request("/ws") + bytes([0x81, 0x82, 0, 0, 0, 0]) + b"hi")
             found = b""
@@ -352,21 +355,14 @@ def test_the_blocking_form(stock: bool) -> None:
         start_response("200 OK", [])
         return [b"nowhere"]
 
-    def talk(url: str) -> None:
-        with connect(url, options=ClientOptions(subprotocols=["a"])) as conn:
+    with port_serving(app, stock) as port:
+        with connect(f"ws://127.0.0.1:{port}/ws", options=ClientOptions(subprotocols=["a"])) as conn:
             assert conn.subprotocol == "a"
             conn.send("hi")
             assert conn.receive(timeout=5) == "HI"
         assert conn.close_info is not None
         assert conn.close_info.clean
         wait_until(lambda: seen)
-
-    if stock:
-        with stock_server(app) as server:
-            talk(stock_url(server))
-    else:
-        with serving(None, wsgi=app, wsgi_settings=QUIET) as own:
-            talk(url_of(own))
     assert seen[0].clean
     assert not upgrader.connections
 
@@ -452,14 +448,10 @@ def test_a_route_of_flask_that_is_not_for_websocket_is_hinted_at_once(stock: boo
     app.add_url_rule("/ws", "ws", lambda: upgrader.upgrade(flask.request.environ))
     app.add_url_rule("/no", "no", lambda: flask.abort(400), websocket=True)
 
-    with ExitStack() as stack:
-        if stock:
-            url = stock_url(stack.enter_context(stock_server(app)), "")
-        else:
-            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)), "")
+    with port_serving(app, stock) as port:
         for target in ("/no", "/ws", "/ws"):
             with pytest.raises(HandshakeRefused) as refused:
-                connect(url + target)
+                connect(f"ws://127.0.0.1:{port}{target}")
             assert refused.value.status == 400
     said = "'/ws' asks for WebSocket, but its route was declared without websocket=True: Flask answers 400"
     assert [record.getMessage() for record in caplog.records if record.name == "gws_gevent"] == [said]
@@ -646,11 +638,7 @@ def test_what_is_no_exception_does_not_lead_back_to_http(stock: bool, blocking: 
         (upgrader.accept if blocking else upgrader.upgrade)(environ, start_response)
         raise thrown
 
-    with ExitStack() as stack:
-        if stock:
-            port = stack.enter_context(stock_server(app)).server_port
-        else:
-            port = port_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
+    with port_serving(app, stock) as port:
         with gevent.socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
             sock.sendall(upgrade_request("/ws") + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(200))
             answer = b""
@@ -676,12 +664,8 @@ def test_wsgi_input_is_over_once_the_connection_is_open(stock: bool) -> None:
             conn.send(conn.receive(timeout=5))
         return []
 
-    with ExitStack() as stack:
-        if stock:
-            url = stock_url(stack.enter_context(stock_server(app)))
-        else:
-            url = url_of(stack.enter_context(serving(None, wsgi=app, wsgi_settings=QUIET)))
-        with connect(url) as conn:
+    with port_serving(app, stock) as port:
+        with connect(f"ws://127.0.0.1:{port}/ws") as conn:
             conn.send("hi")
             assert conn.receive(timeout=5) == "hi"
         wait_until(lambda: not upgrader.connections)
